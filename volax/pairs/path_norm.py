@@ -1,0 +1,61 @@
+"""The path norm of each unit: $\\lVert a \\rVert \\lVert v \\rVert$ (arXiv 2210.03069)."""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from volax import masks
+from volax.pairs import layout
+from volax.pairs.records import Group, Member, as_groups
+
+
+def side_norms(
+    members: Iterable[Member], sizes: tuple[int, ...], leaves: dict[str, jax.Array]
+) -> jax.Array:
+    """The joint Euclidean norm of each unit over several members, shape ``sizes``."""
+    squares = (layout.squared_norms(m, sizes, leaves[m.path]) for m in members)
+    return jnp.sqrt(sum(squares))  # pyright: ignore[reportArgumentType]
+
+
+def path_norm(
+    params: optax.Params, pairs: Group | Iterable[Group]
+) -> tuple[jax.Array, ...]:
+    r"""The path norm of every unit of every pair.
+
+    Per unit $\lVert a \rVert \cdot \lVert v \rVert$ with $a$ its incoming weights
+    (without the bias) and $v$ its outgoing weights; the sum over the units is the
+    penalty that :func:`volax.path_prox` minimises. A unit with path norm 0 is dead.
+
+    Args:
+      params: the parameters, or a tree that holds them.
+      pairs: one pair or several, from :func:`volax.pair` or ``find_pairs``.
+
+    Returns:
+      For each pair an array of its ``sizes`` (one entry a unit), float32 or wider.
+
+    Raises:
+      ValueError: a pair does not fit the tree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"a": jnp.array([[3.0, 0.0], [4.0, 1.0]]), "v": jnp.ones((2, 1))}
+      >>> path_norm(params, volax.pair("a", "v"))[0].tolist()
+      [5.0, 1.0]
+
+    References:
+      Yang et al., `A Better Way to Decay <https://arxiv.org/abs/2210.03069>`_, 2022.
+    """
+    leaves = {path: wide(leaf) for path, leaf in masks.named_leaves(params).items()}
+    groups = [g.fit(leaves, "path_norm") for g in as_groups(pairs, "path_norm")]
+    return tuple(
+        side_norms(g.producers, g.sizes, leaves)
+        * side_norms(g.consumers, g.sizes, leaves)
+        for g in groups
+    )
+
+
+def wide(x: jax.typing.ArrayLike) -> jax.Array:
+    """The array in float32 or wider: squares of 16-bit numbers overflow."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))

@@ -1,0 +1,398 @@
+"""Records of what belongs to one neuron: axes of parameters that share their units.
+
+A *unit* is one neuron or channel. It is numbered by one index, or by several where
+one is not enough (layer x channel of stacked layers): ``Group.sizes``. A *member* is
+a parameter that carries the units, and an :class:`Axis` says where along one of its
+axes they lie, in the mixed-radix form that reshapes and concatenations produce:
+
+    index = offset + sum_k strides[k] * i[k],      0 <= i[k] < sizes[k]
+
+where ``units[k]`` names the unit index that ``i[k]`` is, or ``None`` where ``i[k]``
+runs freely (the positions of a flattened image). A dense kernel ``[in, 128]`` that
+produces 128 units has one axis, ``Axis(1, 0, (128,), (1,), (0,))``.
+
+Records are plain frozen data: hashable, comparable, and never callable.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from volax import masks
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Where units lie along one axis of a parameter.
+
+    Attributes:
+      axis: the number of the axis.
+      offset: index of the first unit at the first free position.
+      sizes: extent of each factor of the index; in a hand-written record that was not
+        yet fitted to a tree, ``None`` is the number of units, which only the tree
+        tells.
+      strides: stride of each factor; ``None`` is the number of units likewise.
+      units: for each factor the unit index that it is, or ``None`` if it runs freely.
+    """
+
+    axis: int
+    offset: int = 0
+    sizes: tuple[int | None, ...] = (None,)
+    strides: tuple[int | None, ...] = (1,)
+    units: tuple[int | None, ...] = (0,)
+
+    def fill(self, sizes: tuple[int | None, ...], ndim: int) -> "Axis":
+        """Replaces what a hand-written record leaves open by the sizes of the units."""
+        main = sizes[-1]
+        own = [None if u is None else sizes[u] for u in self.units]
+        return dataclasses.replace(
+            self,
+            axis=self.axis % ndim if -ndim <= self.axis < ndim else self.axis,
+            sizes=tuple(o if s is None else s for s, o in zip(self.sizes, own)),
+            strides=tuple(main if s is None else s for s in self.strides),
+        )
+
+    def indices(self) -> np.ndarray:
+        """The indices along the axis, int array of shape ``sizes``."""
+        grids = np.meshgrid(*map(np.arange, self.sizes), indexing="ij")
+        return self.offset + sum(s * g for s, g in zip(self.strides, grids))
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A parameter that carries the units of a group.
+
+    Attributes:
+      path: key path of the parameter, such as ``l1/kernel``.
+      role: ``producer``, ``bias``, ``scale``, ``state``, ``consumer`` or ``output_bias``
+        (a bias behind the consumers, which scales with the whole pair).
+      degree: how the parameter scales when the units' incoming side is scaled by c:
+        by ``c ** degree``.
+      axes: the axes along which the units lie.
+    """
+
+    path: str
+    role: str
+    degree: int
+    axes: tuple[Axis, ...]
+
+    @property
+    def axis(self) -> int | tuple[int, ...]:
+        """The number of the axis that carries the units, or of all such axes."""
+        numbers = tuple(a.axis for a in self.axes)
+        return numbers[0] if len(numbers) == 1 else numbers
+
+    def elements(self, shape: tuple[int, ...]) -> tuple[frozenset[int], ...]:
+        """The indices that the units take along each axis of the parameter."""
+        taken = {a.axis: frozenset(a.indices().ravel().tolist()) for a in self.axes}
+        return tuple(taken.get(i, frozenset(range(n))) for i, n in enumerate(shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameter axes that share their units and can only be cut together.
+
+    Attributes:
+      sizes: extent of each unit index; their product is the number of units.
+      producers: members whose contraction makes the units.
+      biases: members added to the units.
+      scales: members that multiply the units.
+      states: values that are not trained but carry the units (running statistics).
+      consumers: members that contract the units away.
+      output_biases: members that scale with the whole pair, for ``balance``.
+      homogeneous: whether this is a pair: scaling the incoming side by c > 0 and the
+        outgoing side by 1/c leaves the function as it is.
+      through: the operations between producers and consumers.
+    """
+
+    sizes: tuple[int | None, ...]
+    producers: tuple[Member, ...]
+    consumers: tuple[Member, ...]
+    biases: tuple[Member, ...] = ()
+    scales: tuple[Member, ...] = ()
+    states: tuple[Member, ...] = ()
+    output_biases: tuple[Member, ...] = ()
+    homogeneous: bool = True
+    through: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The number of units."""
+        return math.prod(self.sizes)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All members that carry the units."""
+        return (
+            self.producers + self.biases + self.scales + self.states + self.consumers
+        )
+
+    @property
+    def name(self) -> str:
+        """Producers and consumers in one line, for messages."""
+        sides = (self.producers, self.consumers)
+        return " -> ".join(", ".join(m.path for m in side) for side in sides)
+
+    def fit(self, leaves: Mapping[str, Any], what: str = "pair") -> "Group":
+        """Completes and checks the record against the parameters of a tree.
+
+        Args:
+          leaves: arrays (or their shapes as ``jax.ShapeDtypeStruct``) by key path.
+          what: how to call the record in errors.
+
+        Returns:
+          The record with every size filled in; a complete record returns unchanged.
+
+        Raises:
+          ValueError: a path is not in the tree, an axis does not exist, or the number
+            of units differs between members.
+        """
+        for member in (*self.members, *self.output_biases):
+            if member.path not in leaves:
+                raise ValueError(
+                    f"{what} {self.name}: {member.role} {member.path!r} is not in the "
+                    f"tree; {masks.nearest(member.path, leaves)}"
+                )
+        sizes = self.sizes
+        if None in sizes:
+            sizes = _unit_sizes(self.producers[0], jnp.shape(leaves[self.producers[0].path]))
+
+        def fitted(members: tuple[Member, ...]) -> tuple[Member, ...]:
+            return tuple(
+                _fit(m, sizes, jnp.shape(leaves[m.path]), f"{what} {self.name}")
+                for m in members
+            )
+
+        return dataclasses.replace(
+            self,
+            sizes=sizes,
+            producers=fitted(self.producers),
+            consumers=fitted(self.consumers),
+            biases=fitted(self.biases),
+            scales=fitted(self.scales),
+            states=fitted(self.states),
+        )
+
+
+def _unit_sizes(producer: Member, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Reads the unit sizes off the axes of the first producer."""
+    sizes = {}
+    for axis in producer.axes:
+        if -len(shape) <= axis.axis < len(shape):
+            for size, unit in zip(axis.sizes, axis.units):
+                if unit is not None:
+                    sizes[unit] = shape[axis.axis] if size is None else size
+    return tuple(sizes.get(k, 1) for k in range(len(producer.axes)))
+
+
+def _fit(member: Member, sizes: Any, shape: tuple[int, ...], where: str) -> Member:
+    """Fills one member's open sizes and checks that it lies inside its parameter."""
+    whole = any(None in a.sizes for a in member.axes)
+    axes = tuple(a.fill(sizes, len(shape)) for a in member.axes)
+    for axis, written in zip(axes, member.axes):
+        if not 0 <= axis.axis < len(shape):
+            raise ValueError(
+                f"{where}: {member.role} {member.path!r} has shape {shape}, "
+                f"which has no axis {written.axis}"
+            )
+        length, extent = shape[axis.axis], math.prod(axis.sizes)  # pyright: ignore
+        last = int(axis.indices().max(initial=0))
+        counts = [s for s, u in zip(axis.sizes, axis.units) if u is not None]
+        units = [sizes[u] for u in axis.units if u is not None]
+        covers = extent == length or not whole or written.offset or _strided(written)
+        if last >= length or counts != units or not covers:
+            positions = extent // max(math.prod(units), 1)
+            raise ValueError(
+                f"{where}: {member.role} {member.path!r} has {length} entries along "
+                f"axis {axis.axis}, expected {math.prod(units)} units"
+                + (f" x {positions} positions" if positions > 1 else "")
+                + (f" from offset {axis.offset}" if axis.offset else "")
+                + "; volax.member(path, axis, offset=..., positions=...) describes a "
+                "flattened or concatenated axis"
+            )
+    return dataclasses.replace(member, axes=axes)
+
+
+def _strided(axis: Axis) -> bool:
+    return any(s not in (1, None) for s in axis.strides)
+
+
+def member(
+    path: str,
+    axis: int | None = None,
+    *,
+    offset: int = 0,
+    positions: int = 1,
+    stride: int | None = None,
+) -> Member:
+    """Says where the units lie in a parameter, for :func:`pair`.
+
+    Needed only where the default axis is wrong (Equinox keeps kernels as
+    ``[out, in]``) or where the units share an axis with something else.
+
+    Args:
+      path: key path of the parameter, such as ``l2/kernel``.
+      axis: the axis of the units; by default the last one for producers and biases,
+        the last but one for consumers (dense ``[in, out]``, convolution
+        ``[..., in, out]``).
+      offset: index of the first unit, where the consumer reads a concatenation.
+      positions: how often the units repeat along the axis, channel fastest, where the
+        consumer stands behind a flatten.
+      stride: distance between two positions; by default the number of units.
+
+    Returns:
+      A member whose role :func:`pair` sets.
+
+    Raises:
+      ValueError: a negative offset, fewer than one position, or a stride below one.
+
+    Example:
+      >>> member("head/kernel", positions=49).axes[0].sizes
+      (49, None)
+    """
+    if offset < 0 or positions < 1 or (stride is not None and stride < 1):
+        raise ValueError(
+            f"member {path!r}: expected offset >= 0, positions >= 1 and stride >= 1, "
+            f"got offset={offset}, positions={positions}, stride={stride}"
+        )
+    spread = positions > 1 or stride is not None
+    layout = Axis(
+        axis if axis is not None else _DEFAULT,
+        offset,
+        (positions, None) if spread else (None,),
+        (stride, 1) if spread else (1,),
+        (None, 0) if spread else (0,),
+    )
+    return Member(path, "", 0, (layout,))
+
+
+_DEFAULT = 1 << 30  # an axis left to the role's default
+
+
+def pair(
+    producer: str | Member,
+    consumers: str | Member | Sequence[str | Member],
+    *,
+    bias: str | Member | None = None,
+    scale: str | Member | None = None,
+    output_bias: str | Sequence[str] = (),
+    layers: int = 0,
+) -> Group:
+    """Writes down a pair by hand: the incoming and outgoing weights of ReLU units.
+
+    Args:
+      producer: key path of the weights that make the units, dense ``[in, unit]`` or
+        convolution ``[..., in, unit]``; a :func:`member` where the units lie elsewhere.
+      consumers: key path (or several) of all weights that read the units, dense
+        ``[unit, out]`` or convolution ``[..., unit, out]``.
+      bias: key path of the units' bias, ``[unit]``.
+      scale: key path of a per-unit factor that stays as it is (degree 0), ``[unit]``.
+      output_bias: key paths of the biases behind the consumers, up to and including
+        those of plain linear layers before the next pair; ``path_prox(balance=True)``
+        scales them.
+      layers: how many leading axes of every member stack layers, as ``nn.scan`` makes
+        them; one unit is then one channel of one layer.
+
+    Returns:
+      A :class:`Group` with ``homogeneous=True``; sizes are filled in by the first tree
+      it meets.
+
+    Raises:
+      ValueError: no consumer, or one parameter on both sides.
+
+    Example:
+      >>> pair("l1/kernel", "l2/kernel", bias="l1/bias").name
+      'l1/kernel -> l2/kernel'
+    """
+    listed = [consumers] if isinstance(consumers, (str, Member)) else list(consumers)
+    outputs = [output_bias] if isinstance(output_bias, str) else list(output_bias)
+    if not listed:
+        raise ValueError(f"pair: {producer!r} needs at least one consumer, got none")
+
+    def made(what: str | Member | None, role: str, degree: int) -> tuple[Member, ...]:
+        return () if what is None else (_role(what, role, degree, layers),)
+
+    group = Group(
+        sizes=(None,) * (layers + 1),
+        producers=made(producer, "producer", 1),
+        consumers=tuple(_role(c, "consumer", -1, layers) for c in listed),
+        biases=made(bias, "bias", 1),
+        scales=made(scale, "scale", 0),
+        output_biases=tuple(Member(path, "output_bias", 0, ()) for path in outputs),
+    )
+    both = {group.producers[0].path} & {m.path for m in group.consumers}
+    if both:
+        raise ValueError(f"pair: {both.pop()!r} stands on both sides of one pair")
+    return group
+
+
+def _role(what: str | Member, role: str, degree: int, layers: int) -> Member:
+    """Gives a member its role, its default axis and its leading layer axes."""
+    given = member(what) if isinstance(what, str) else what
+    (layout,) = given.axes
+    if layout.axis == _DEFAULT:
+        layout = dataclasses.replace(layout, axis=-2 if role == "consumer" else -1)
+    layout = dataclasses.replace(
+        layout, units=tuple(None if u is None else layers for u in layout.units)
+    )
+    stacked = tuple(Axis(k, units=(k,)) for k in range(layers))
+    return Member(given.path, role, degree, (*stacked, layout))
+
+
+def as_groups(pairs: Any, what: str) -> tuple[Group, ...]:
+    """The pairs of an argument as a tuple, checked to be homogeneous.
+
+    Args:
+      pairs: one :class:`Group`, or an iterable of them.
+      what: who asks, for errors.
+
+    Returns:
+      The groups.
+
+    Raises:
+      ValueError: something else than a pair, or nothing at all.
+    """
+    groups = (pairs,) if isinstance(pairs, Group) else pairs
+    groups = tuple(groups) if isinstance(groups, Iterable) else (groups,)
+    if not groups:
+        raise ValueError(f"{what}: pairs is empty, expected at least one pair")
+    for group in groups:
+        if not isinstance(group, Group):
+            raise ValueError(
+                f"{what}: pairs must hold records of volax.pair or volax.find_pairs, "
+                f"got {type(group).__name__}"
+            )
+        if not group.homogeneous:
+            raise ValueError(
+                f"{what}: the group {group.name} is no pair: rescaling its units "
+                "changes the function"
+            )
+    return groups
+
+
+def check_disjoint(groups: Sequence[Group], leaves: Mapping[str, Any]) -> None:
+    """Refuses a weight that belongs to two pairs on the same side.
+
+    Args:
+      groups: fitted groups.
+      leaves: arrays by key path.
+
+    Raises:
+      ValueError: two producers, or two consumers, share elements of a parameter.
+    """
+    for side in ("producers", "consumers"):
+        seen: dict[str, list[tuple[tuple[frozenset[int], ...], Group]]] = {}
+        for group in groups:
+            for m in getattr(group, side):
+                taken = m.elements(jnp.shape(leaves[m.path]))
+                for other, owner in seen.setdefault(m.path, []):
+                    if all(a & b for a, b in zip(taken, other)):
+                        raise ValueError(
+                            f"{m.path!r} is a {m.role} of two pairs whose units "
+                            f"overlap: {owner.name} and {group.name}"
+                        )
+                seen[m.path].append((taken, group))
