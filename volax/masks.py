@@ -151,6 +151,17 @@ class _Unpaired(Mask):
         return jnp.ndim(leaf) >= 2 and path not in self.paths
 
 
+@dataclasses.dataclass(frozen=True)
+class Only(Mask):
+    """The leaves of given key paths."""
+
+    paths: frozenset[str]
+
+    def selects(self, path: str, leaf: Any) -> bool:
+        """Whether the key path is one of the given ones."""
+        return path in self.paths
+
+
 def path_matches(regex: str) -> Mask:
     """A mask of the leaves whose key path matches a regular expression.
 
@@ -255,5 +266,3 @@ def _optax_mask(mask: Any, tree: Any, name: str) -> set[str]:
                 f"{name}: mask at {path!r} must be a bool, got {type(value).__name__}"
             )
     return {path for path, value in values.items() if value}
-
-

@@ -16,7 +16,9 @@ from volax.pairs.records import Member
 
 
 def squared_norms(member: Member, sizes: tuple[int, ...], x: jax.Array) -> jax.Array:
-    """The sum of squares of each unit's weights, in an array of shape ``sizes``."""
+    """The sum of squares of each unit's weights, shape ``sizes``, float32 or wider."""
+    # Squares of 16-bit numbers overflow.
+    x = jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
     where, plain = _unit_indices(member, sizes, x.shape)
     carrying = {a.axis for a in member.axes}
     rest = tuple(i for i in range(x.ndim) if i not in carrying)

@@ -1,4 +1,4 @@
-"""The path norm of each unit: $\\lVert a \\rVert \\lVert v \\rVert$ (arXiv 2210.03069)."""
+"""The path norm of each unit, ||a|| ||v|| (arXiv 2210.03069)."""
 
 from collections.abc import Iterable
 
@@ -39,7 +39,7 @@ def path_norm(
       ValueError: a pair does not fit the tree.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax.numpy as jnp, volax
       >>> params = {"a": jnp.array([[3.0, 0.0], [4.0, 1.0]]), "v": jnp.ones((2, 1))}
       >>> path_norm(params, volax.pair("a", "v"))[0].tolist()
       [5.0, 1.0]
@@ -47,15 +47,10 @@ def path_norm(
     References:
       Yang et al., `A Better Way to Decay <https://arxiv.org/abs/2210.03069>`_, 2022.
     """
-    leaves = {path: wide(leaf) for path, leaf in masks.named_leaves(params).items()}
+    leaves = masks.named_leaves(params)
     groups = [g.fit(leaves, "path_norm") for g in as_groups(pairs, "path_norm")]
     return tuple(
         side_norms(g.producers, g.sizes, leaves)
         * side_norms(g.consumers, g.sizes, leaves)
         for g in groups
     )
-
-
-def wide(x: jax.typing.ArrayLike) -> jax.Array:
-    """The array in float32 or wider: squares of 16-bit numbers overflow."""
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))

@@ -33,33 +33,33 @@ class Axis:
       axis: the number of the axis.
       offset: index of the first unit at the first free position.
       sizes: extent of each factor of the index; in a hand-written record that was not
-        yet fitted to a tree, ``None`` is the number of units, which only the tree
-        tells.
-      strides: stride of each factor; ``None`` is the number of units likewise.
+        yet fitted to a tree, -1 is the number of units, which only the tree tells.
+      strides: stride of each factor; -1 is the number of units likewise.
       units: for each factor the unit index that it is, or ``None`` if it runs freely.
     """
 
     axis: int
     offset: int = 0
-    sizes: tuple[int | None, ...] = (None,)
-    strides: tuple[int | None, ...] = (1,)
+    sizes: tuple[int, ...] = (-1,)
+    strides: tuple[int, ...] = (1,)
     units: tuple[int | None, ...] = (0,)
 
-    def fill(self, sizes: tuple[int | None, ...], ndim: int) -> "Axis":
+    def fill(self, sizes: tuple[int, ...], ndim: int) -> "Axis":
         """Replaces what a hand-written record leaves open by the sizes of the units."""
-        main = sizes[-1]
-        own = [None if u is None else sizes[u] for u in self.units]
+        own = [1 if u is None else sizes[u] for u in self.units]
         return dataclasses.replace(
             self,
             axis=self.axis % ndim if -ndim <= self.axis < ndim else self.axis,
-            sizes=tuple(o if s is None else s for s, o in zip(self.sizes, own)),
-            strides=tuple(main if s is None else s for s in self.strides),
+            sizes=tuple(o if s == -1 else s for s, o in zip(self.sizes, own)),
+            strides=tuple(sizes[-1] if s == -1 else s for s in self.strides),
         )
 
     def indices(self) -> np.ndarray:
         """The indices along the axis, int array of shape ``sizes``."""
         grids = np.meshgrid(*map(np.arange, self.sizes), indexing="ij")
-        return self.offset + sum(s * g for s, g in zip(self.strides, grids))
+        return np.asarray(sum(s * g for s, g in zip(self.strides, grids)), int) + (
+            self.offset
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Member:
 
     Attributes:
       path: key path of the parameter, such as ``l1/kernel``.
-      role: ``producer``, ``bias``, ``scale``, ``state``, ``consumer`` or ``output_bias``
-        (a bias behind the consumers, which scales with the whole pair).
+      role: ``producer``, ``bias``, ``scale``, ``state``, ``consumer``, or
+        ``output_bias`` (behind the consumers; it scales with the whole pair).
       degree: how the parameter scales when the units' incoming side is scaled by c:
         by ``c ** degree``.
       axes: the axes along which the units lie.
@@ -109,7 +109,7 @@ class Group:
       through: the operations between producers and consumers.
     """
 
-    sizes: tuple[int | None, ...]
+    sizes: tuple[int, ...]
     producers: tuple[Member, ...]
     consumers: tuple[Member, ...]
     biases: tuple[Member, ...] = ()
@@ -122,14 +122,12 @@ class Group:
     @property
     def size(self) -> int:
         """The number of units."""
-        return math.prod(self.sizes)  # pyright: ignore[reportArgumentType]
+        return math.prod(self.sizes)
 
     @property
     def members(self) -> tuple[Member, ...]:
         """All members that carry the units."""
-        return (
-            self.producers + self.biases + self.scales + self.states + self.consumers
-        )
+        return self.producers + self.biases + self.scales + self.states + self.consumers
 
     @property
     def name(self) -> str:
@@ -158,8 +156,10 @@ class Group:
                     f"tree; {masks.nearest(member.path, leaves)}"
                 )
         sizes = self.sizes
-        if None in sizes:
-            sizes = _unit_sizes(self.producers[0], jnp.shape(leaves[self.producers[0].path]))
+        if -1 in sizes:
+            sizes = _unit_sizes(
+                self.producers[0], jnp.shape(leaves[self.producers[0].path])
+            )
 
         def fitted(members: tuple[Member, ...]) -> tuple[Member, ...]:
             return tuple(
@@ -185,13 +185,15 @@ def _unit_sizes(producer: Member, shape: tuple[int, ...]) -> tuple[int, ...]:
         if -len(shape) <= axis.axis < len(shape):
             for size, unit in zip(axis.sizes, axis.units):
                 if unit is not None:
-                    sizes[unit] = shape[axis.axis] if size is None else size
+                    sizes[unit] = shape[axis.axis] if size == -1 else size
     return tuple(sizes.get(k, 1) for k in range(len(producer.axes)))
 
 
-def _fit(member: Member, sizes: Any, shape: tuple[int, ...], where: str) -> Member:
+def _fit(
+    member: Member, sizes: tuple[int, ...], shape: tuple[int, ...], where: str
+) -> Member:
     """Fills one member's open sizes and checks that it lies inside its parameter."""
-    whole = any(None in a.sizes for a in member.axes)
+    whole = any(-1 in a.sizes for a in member.axes)
     axes = tuple(a.fill(sizes, len(shape)) for a in member.axes)
     for axis, written in zip(axes, member.axes):
         if not 0 <= axis.axis < len(shape):
@@ -199,7 +201,7 @@ def _fit(member: Member, sizes: Any, shape: tuple[int, ...], where: str) -> Memb
                 f"{where}: {member.role} {member.path!r} has shape {shape}, "
                 f"which has no axis {written.axis}"
             )
-        length, extent = shape[axis.axis], math.prod(axis.sizes)  # pyright: ignore
+        length, extent = shape[axis.axis], math.prod(axis.sizes)
         last = int(axis.indices().max(initial=0))
         counts = [s for s, u in zip(axis.sizes, axis.units) if u is not None]
         units = [sizes[u] for u in axis.units if u is not None]
@@ -218,7 +220,7 @@ def _fit(member: Member, sizes: Any, shape: tuple[int, ...], where: str) -> Memb
 
 
 def _strided(axis: Axis) -> bool:
-    return any(s not in (1, None) for s in axis.strides)
+    return any(s not in (1, -1) for s in axis.strides)
 
 
 def member(
@@ -227,7 +229,7 @@ def member(
     *,
     offset: int = 0,
     positions: int = 1,
-    stride: int | None = None,
+    stride: int = -1,
 ) -> Member:
     """Says where the units lie in a parameter, for :func:`pair`.
 
@@ -242,7 +244,7 @@ def member(
       offset: index of the first unit, where the consumer reads a concatenation.
       positions: how often the units repeat along the axis, channel fastest, where the
         consumer stands behind a flatten.
-      stride: distance between two positions; by default the number of units.
+      stride: distance between two positions; -1 is the number of units.
 
     Returns:
       A member whose role :func:`pair` sets.
@@ -252,18 +254,18 @@ def member(
 
     Example:
       >>> member("head/kernel", positions=49).axes[0].sizes
-      (49, None)
+      (49, -1)
     """
-    if offset < 0 or positions < 1 or (stride is not None and stride < 1):
+    if offset < 0 or positions < 1 or stride == 0 or stride < -1:
         raise ValueError(
             f"member {path!r}: expected offset >= 0, positions >= 1 and stride >= 1, "
             f"got offset={offset}, positions={positions}, stride={stride}"
         )
-    spread = positions > 1 or stride is not None
+    spread = positions > 1 or stride != -1
     layout = Axis(
         axis if axis is not None else _DEFAULT,
         offset,
-        (positions, None) if spread else (None,),
+        (positions, -1) if spread else (-1,),
         (stride, 1) if spread else (1,),
         (None, 0) if spread else (0,),
     )
@@ -317,7 +319,7 @@ def pair(
         return () if what is None else (_role(what, role, degree, layers),)
 
     group = Group(
-        sizes=(None,) * (layers + 1),
+        sizes=(-1,) * (layers + 1),
         producers=made(producer, "producer", 1),
         consumers=tuple(_role(c, "consumer", -1, layers) for c in listed),
         biases=made(bias, "bias", 1),

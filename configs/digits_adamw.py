@@ -1,0 +1,13 @@
+"""Digits: AdamW beside Adam."""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+default = runpy.run_path(str(Path(__file__).with_name("default.py")))
+
+
+def get_config() -> ConfigDict:
+    config = default["get_config"]()
+    return config

@@ -1,0 +1,17 @@
+"""Digits: fewer hidden units."""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+default = runpy.run_path(str(Path(__file__).with_name("default.py")))
+
+
+def get_config() -> ConfigDict:
+    config = default["get_config"]()
+    config.regularizer = "path_prox"
+    config.optimizer.name = "sgd"
+    config.optimizer.learning_rate = 0.1
+    config.path_prox.strength = 0.05
+    return config

@@ -1,0 +1,96 @@
+"""One table of every transformation and alias, for the conformance tests."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import volax
+
+PAIR = volax.pair("l1/kernel", "l2/kernel", bias="l1/bias")
+
+
+class Case(NamedTuple):
+    """A factory with its arguments, in ``kwargs`` so that they can be injected."""
+
+    factory: Any
+    kwargs: dict[str, Any]
+    alone: bool  # an optimizer of its own, not to be put behind one
+
+    def make(self, **overrides):
+        """The transformation itself."""
+        return self.factory(**(self.kwargs | overrides))
+
+    def optimizer(self, **overrides):
+        """The transformation as a user would train with it."""
+        tx = self.make(**overrides)
+        return tx if self.alone else optax.chain(optax.sgd(0.1), tx)
+
+
+def volumized_momentum(volume, alpha=0.0, mask=None):
+    return volax.volumized(optax.sgd(0.1, 0.9), volume, alpha, mask=mask)
+
+
+def _case(factory, alone=False, **kwargs):
+    return Case(factory, kwargs, alone)
+
+
+RATE = {"learning_rate": 0.1}
+CASES = {
+    "volumize": _case(volax.volumize, volume=0.3),
+    "volumize-elastic": _case(volax.volumize, volume=0.3, alpha=-0.5),
+    "volumize-relative": _case(volax.volumize, volume=volax.relative_to_init(0.5)),
+    "volumized": _case(volumized_momentum, True, volume=0.3, alpha=-0.5),
+    "lp_decay-0.8": _case(volax.lp_decay, **RATE, strength=0.5, p=0.8),
+    "lp_decay-1": _case(volax.lp_decay, **RATE, strength=0.5, p=1.0),
+    "lp_decay-2": _case(volax.lp_decay, **RATE, strength=0.5, p=2.0),
+    "lp_decay-3": _case(volax.lp_decay, **RATE, strength=0.5, p=3.0),
+    "path_prox": _case(volax.path_prox, **RATE, strength=2.0, pairs=PAIR),
+    "path_prox-project": _case(
+        volax.path_prox, **RATE, strength=2.0, pairs=[PAIR], normalize="project"
+    ),
+    "path_prox-all": _case(
+        volax.path_prox,
+        **RATE,
+        strength=2.0,
+        pairs=(PAIR,),
+        balance=True,
+        freeze_dead=True,
+    ),
+    "lp_adam": _case(volax.lp_adam, True, **RATE, strength=0.5, p=1.0),
+    "lp_sgd": _case(volax.lp_sgd, True, **RATE, strength=0.5, p=1.0, momentum=0.9),
+    "volumized_adam": _case(volax.volumized_adam, True, **RATE, volume=0.3),
+    "path_prox_sgd": _case(volax.path_prox_sgd, True, **RATE, strength=2.0, pairs=PAIR),
+}
+
+
+@functools.cache
+def _tree(seed, dtype):
+    shapes = {
+        "l1": {"kernel": (3, 4), "bias": (4,)},
+        "l2": {"kernel": (4, 2), "bias": (2,)},
+    }
+    leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: type(x) is tuple)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return structure.unflatten(
+        jax.random.normal(k, s, dtype) for k, s in zip(keys, leaves)
+    )
+
+
+def params(seed=0, dtype=jnp.float32):
+    return jax.tree.map(lambda x: x, _tree(seed, dtype))
+
+
+def grads(count=5, seed=100):
+    return [params(seed + i) for i in range(count)]
+
+
+def train(tx, tree, steps, state=None):
+    """Plain eager training; the parameters and the state."""
+    state = tx.init(tree) if state is None else state
+    for g in steps:
+        updates, state = tx.update(g, state, tree)
+        tree = optax.apply_updates(tree, updates)
+    return tree, state

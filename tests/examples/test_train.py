@@ -1,0 +1,226 @@
+import csv
+import itertools
+import json
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import CONFIGS
+
+from volax.examples import train
+from volax.examples.errors import UserError
+from volax.examples.train import train_and_evaluate
+
+VARIANTS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "default")
+SMALL = {"hidden": (16,), "per_class": 4, "batch_size": 8, "checkpoint_seconds": 0.0}
+
+
+@pytest.fixture
+def small(load_config):
+    """Gives a tiny version of a config."""
+
+    def load(name="digits_path_prox", **overrides):
+        return load_config(name, **{**SMALL, "epochs": 3, **overrides})
+
+    return load
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Makes training stop like Ctrl-C after so many more epochs; None undoes it."""
+    build = train.build_epoch
+
+    def after(count):
+        left = itertools.count() if count is None else iter(range(count))
+
+        def build_interrupted(*args):
+            epoch = build(*args)
+
+            def run(state, number):
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                return epoch(state, number)
+
+            return run
+
+        monkeypatch.setattr(train, "build_epoch", build_interrupted)
+
+    return after
+
+
+def final_state(workdir, run):
+    folder = workdir / "checkpoints" / run
+    step = max(int(path.name) for path in folder.iterdir())
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder.absolute() / str(step) / "state")
+
+
+def assert_same_run(one, other):
+    for name in ("metrics.csv", "report.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    for run in ("plain", "regularized"):
+        leaves = [jax.tree.leaves(final_state(w, run)) for w in (one, other)]
+        assert len(leaves[0]) == len(leaves[1]) > 0
+        for a, b in zip(*leaves):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_there_is_a_config_for_each_data_set_and_regularizer():
+    sets = ("digits", "mnist", "fashion_mnist")
+    kinds = ("adamw", "volumize", "lp_decay", "path_prox")
+    assert sorted(f"{s}_{k}" for s in sets for k in kinds) == VARIANTS
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_config_trains(name, small, write_idx, tmp_path, capsys):
+    write_idx(tmp_path / "data")
+    config = small(name, epochs=1, data_dir=str(tmp_path / "data"))
+    report = train_and_evaluate(config, tmp_path / "run")
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    expected = {"metrics.csv", "report.json", "curves.png", "config.json"}
+    assert files == {*expected, "checkpoints"}
+    plain, regularized = report["runs"].values()
+    assert plain != regularized
+    assert json.loads((tmp_path / "run/report.json").read_text())["runs"] == (
+        report["runs"]
+    )
+    out = capsys.readouterr().out
+    for label in report["runs"]:
+        assert label in out
+
+
+def test_the_table_says_what_is_left(small, tmp_path, capsys):
+    config = small(**{"path_prox.strength": 1.0, "per_class": 0, "epochs": 4})
+    report = train_and_evaluate(config, tmp_path)
+    plain, pruned = report["runs"].values()
+    active = pruned["active_units"]
+    assert plain["active_units"] == 16
+    assert 0 < active < 16
+    assert report["weights"] == 64 * 16 + 16 + 16 * 10 + 10
+    assert pruned["weights_left"] <= (64 + 1 + 10) * active + 10
+    assert pruned["bytes_left"] <= 4 * ((64 + 1 + 10) * active + 10)
+    assert report["bytes"] == 4 * report["weights"]
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.startswith("  active"))
+    assert row.split()[1:] == ["16", "(100.0%)", str(active), f"({active / 16:.1%})"]
+    row = next(line for line in lines if line.startswith("test accuracy"))
+    accuracies = [plain["test_accuracy"], pruned["test_accuracy"]]
+    assert row.split()[2:] == [f"{a:.2%}" for a in accuracies]
+    table = lines[lines.index(next(x for x in lines if x.startswith(" "))) :][:11]
+    assert len({len(line) for line in table}) == 1
+
+
+def test_volumize_keeps_every_weight_inside(small, tmp_path, capsys):
+    config = small("digits_volumize", **{"volumize.volume": 0.05})
+    report = train_and_evaluate(config, tmp_path)
+    plain, bounded = report["runs"].values()
+    assert plain["largest_weight"] > 0.05 >= bounded["largest_weight"]
+    assert 0 < bounded["wall_share"] < 1
+    assert "at the wall, 0.05" in capsys.readouterr().out
+
+
+def test_metrics_hold_each_epoch_of_each_run_once(small, tmp_path):
+    train_and_evaluate(small(), tmp_path)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = [(row["run"], row["epoch"]) for row in rows]
+    labels = ("sgd", "sgd + path_prox")
+    assert names == [(label, str(n)) for label in labels for n in (1, 2, 3)]
+    assert all(np.isfinite(float(row["loss"])) for row in rows)
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(small, interrupt, tmp_path):
+    train_and_evaluate(small(), tmp_path / "whole")
+    for epochs in (0, 1, 3):  # at the start, in the plain run, in the regularized one
+        interrupt(epochs)
+        with pytest.raises(KeyboardInterrupt):
+            train_and_evaluate(small(), tmp_path / "parts")
+    interrupt(None)
+    train_and_evaluate(small(), tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_an_interruption_without_a_checkpoint_starts_again(small, interrupt, tmp_path):
+    config = small(checkpoint_seconds=1e9)
+    train_and_evaluate(config, tmp_path / "whole")
+    for epochs in (1, 5):  # the second one has finished the plain run
+        interrupt(epochs)
+        with pytest.raises(KeyboardInterrupt):
+            train_and_evaluate(config, tmp_path / "parts")
+    interrupt(None)
+    train_and_evaluate(config, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_finished_run_prints_its_table_again(small, interrupt, tmp_path, capsys):
+    train_and_evaluate(small(), tmp_path)
+    first = capsys.readouterr().out
+    interrupt(0)
+    train_and_evaluate(small(checkpoint_seconds=5.0), tmp_path)
+    again = capsys.readouterr().out
+    assert "hidden units" in again
+    assert first.endswith(again)
+
+
+def test_more_epochs_continue_a_run_with_a_constant_learning_rate(small, tmp_path):
+    constant = {"optimizer.schedule": "constant"}
+    train_and_evaluate(small(epochs=2, **constant), tmp_path / "parts")
+    train_and_evaluate(small(epochs=4, **constant), tmp_path / "parts")
+    train_and_evaluate(small(epochs=4, **constant), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    with pytest.raises(UserError, match="epochs was 4 and is 3"):
+        train_and_evaluate(small(epochs=3, **constant), tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"path_prox.strength": 0.5}, "path_prox.strength was .* and is 0.5"),
+        ({"seed": 3}, "seed was 0 and is 3"),
+        ({"epochs": 9}, "epochs was 3 and is 9"),
+        ({"hidden": (8,)}, r"hidden was \[16\] and is \[8\]"),
+    ],
+    ids=["strength", "seed", "epochs-under-cosine", "hidden"],
+)
+def test_a_run_with_other_settings_is_refused(small, tmp_path, overrides, message):
+    train_and_evaluate(small(), tmp_path)
+    before = (tmp_path / "metrics.csv").read_bytes()
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(small(**overrides), tmp_path)
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_with_other_data_is_refused(small, write_idx, tmp_path):
+    for name, test in (("one", 20), ("other", 21)):
+        write_idx(tmp_path / name, test=test)
+    config = small("mnist_adamw", epochs=1, data_dir=str(tmp_path / "one"))
+    train_and_evaluate(config, tmp_path / "run")
+    config.data_dir = str(tmp_path / "other")
+    with pytest.raises(UserError, match="data checksum was"):
+        train_and_evaluate(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("digits_adamw", {"regularizer": "lasso"}, "regularizer is 'lasso'; there are"),
+        ("digits_adamw", {"optimizer.name": "lamb"}, "optimizer.name is 'lamb'"),
+        ("digits_adamw", {"optimizer.name": "sgd"}, "'adamw' stands on Adam"),
+        ("digits_adamw", {"epochs": 0}, "epochs must be 1 or more"),
+        ("digits_volumize", {"volumize.alpha": 5.0}, "volumize: .*alpha"),
+        ("digits_path_prox", {"path_prox.normalize": "x"}, "path_prox: .*normalize"),
+    ],
+    ids=["regularizer", "optimizer", "adamw-sgd", "epochs", "alpha", "normalize"],
+)
+def test_settings_that_cannot_be_used_are_told(
+    small, tmp_path, name, overrides, message
+):
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(small(name, **overrides), tmp_path)
+
+
+def test_a_diverging_run_is_told(small, tmp_path):
+    config = small(**{"optimizer.learning_rate": 1e30})
+    with pytest.raises(UserError, match="sgd diverged in epoch 1: the loss is nan"):
+        train_and_evaluate(config, tmp_path)

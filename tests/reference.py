@@ -1,0 +1,76 @@
+"""The papers' updates in NumPy float64, written from the formulas."""
+
+import numpy as np
+
+
+class Sgd:
+    """Plain gradient steps, with heavy-ball momentum where it is not 0."""
+
+    def __init__(self, momentum=0.0):
+        self.momentum, self.trace = momentum, {}
+
+    def __call__(self, name, g, lr):
+        self.trace[name] = g + self.momentum * self.trace.get(name, 0.0)
+        return -lr * self.trace[name]
+
+
+class Adam:
+    """Adam with bias correction (Kingma and Ba 2015, algorithm 1)."""
+
+    def __init__(self, b1=0.9, b2=0.999, eps=1e-8):
+        self.b1, self.b2, self.eps = b1, b2, eps
+        self.m, self.v, self.t = {}, {}, {}
+
+    def __call__(self, name, g, lr):
+        t = self.t[name] = self.t.get(name, 0) + 1
+        m = self.m[name] = self.b1 * self.m.get(name, 0.0) + (1 - self.b1) * g
+        v = self.v[name] = self.b2 * self.v.get(name, 0.0) + (1 - self.b2) * g * g
+        mean = m / (1 - self.b1**t)
+        return -lr * mean / (np.sqrt(v / (1 - self.b2**t)) + self.eps)
+
+
+def volumize(w, volume, alpha):
+    """One weight at a time, from the definition of the wall."""
+    t = w.copy()
+    for i in np.ndindex(w.shape):
+        if abs(w[i]) > volume:
+            t[i] = np.sign(w[i]) * (volume + alpha * (abs(w[i]) - volume))
+            if alpha <= 0:
+                t[i] = np.clip(t[i], -volume, volume)
+    return t
+
+
+def lp_decay(before, w, k, p, zeros="sticky", reference="before"):
+    """One weight at a time: w / (1 + k |r|^(p-2)), with its limits written out."""
+    t = w.copy()
+    for i in np.ndindex(w.shape):
+        r = abs(before[i] if reference == "before" else w[i])
+        if k == 0:
+            continue
+        if r > 0:
+            with np.errstate(over="ignore"):  # to infinity, so the factor is 0
+                t[i] = w[i] / (1 + k * np.float64(r) ** (p - 2.0))
+        elif p == 2:
+            t[i] = w[i] / (1 + k)
+        elif p < 2:
+            t[i] = 0.0 if zeros == "sticky" else w[i]
+    return t
+
+
+def path_prox(units, k, normalize):
+    """Units as (incoming, bias, outgoing) lists of views; changed in place.
+
+    ``incoming``, ``bias`` and ``outgoing`` are lists of (array, index) that together
+    address the weights of one unit.
+    """
+    for incoming, bias, outgoing in units:
+        a = np.sqrt(sum((x[i] ** 2).sum() for x, i in incoming))
+        if a == 0:
+            a = 1.0
+        for x, i in incoming + bias:
+            x[i] = x[i] / a
+        for x, i in outgoing:
+            x[i] = x[i] * (a if normalize == "rescale" else 1.0)
+        v = np.sqrt(sum((x[i] ** 2).sum() for x, i in outgoing))
+        for x, i in outgoing:
+            x[i] = x[i] * max(0.0, 1 - k / v) if v > 0 else 0.0

@@ -1,0 +1,228 @@
+"""Exact outcomes after ``optax.apply_updates``, in every dtype, from the first step."""
+
+import itertools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+import volax
+
+NARROW = [jnp.float32, jnp.bfloat16, jnp.float16]
+PAIRS = [
+    *itertools.product(NARROW, NARROW),
+    *itertools.product([jnp.float64], [*NARROW, jnp.float64]),
+    *itertools.product(NARROW, [jnp.float64]),
+]
+every_dtype = pytest.mark.parametrize(
+    ("p_dtype", "u_dtype"), PAIRS, ids=[f"{a.__name__}-{b.__name__}" for a, b in PAIRS]
+)
+fuzzed = hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def apply(tx, params, updates, how):
+    """One step: eager, with the update jitted, or with update and apply fused."""
+
+    def step(params, updates):
+        out, _ = tx.update(updates, tx.init(params), params)
+        return optax.apply_updates(params, out)
+
+    if how == "fused":
+        return jax.jit(step)(params, updates)
+    update = jax.jit(tx.update) if how == "jitted" else tx.update
+    out, _ = update(updates, tx.init(params), params)
+    return optax.apply_updates(params, out)
+
+
+def draw(seed, p_dtype, u_dtype, size=4096, spread=1.0):
+    """Weights and steps over several orders of magnitude around ``spread``."""
+    rng = np.random.default_rng(seed)
+
+    def some(dtype, powers):
+        x = rng.normal(size=size) * spread * 2.0 ** rng.integers(*powers, size)
+        return jnp.asarray(x, dtype)
+
+    return some(p_dtype, (-6, 4)), some(u_dtype, (-6, 4))
+
+
+def exact(x):
+    return np.asarray(x).astype(np.float64)
+
+
+@every_dtype
+@fuzzed
+@hypothesis.given(
+    seed=st.integers(0, 2**32 - 1),
+    volume=st.floats(1e-3, 100.0),
+    alpha=st.sampled_from([0.0, -0.25, -1.0]),
+    how=st.sampled_from(["eager", "jitted", "fused"]),
+)
+def test_no_weight_leaves_the_volume(x64, p_dtype, u_dtype, seed, volume, alpha, how):
+    params, updates = draw(seed, p_dtype, u_dtype, spread=volume)
+    new = apply(volax.volumize(volume, alpha), params, updates, how)
+    assert new.dtype == p_dtype
+    assert np.max(np.abs(exact(new))) <= volume
+    # The wall does not pull weights in: a clipped weight sits a few ulp below at most.
+    if alpha == 0.0:
+        eps = float(jnp.finfo(p_dtype).eps)
+        assert np.max(np.abs(exact(new))) >= volume * (1 - 4 * eps)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("volume", [0.05, 0.1, 1.0])
+@pytest.mark.parametrize("how", ["eager", "jitted", "fused"])
+def test_every_16_bit_weight_lands_inside(dtype, volume, how):
+    bits = jnp.arange(2**16, dtype=jnp.uint32).astype(jnp.uint16)
+    params = jax.lax.bitcast_convert_type(bits, dtype)
+    params = params[jnp.abs(params) < jnp.finfo(dtype).max / 4]
+    for step in (0.0, 3 * volume, -volume / 3):
+        updates = jnp.full(params.shape, step, dtype)
+        new = exact(apply(volax.volumize(volume), params, updates, how))
+        assert np.max(np.abs(new)) <= volume
+
+
+def test_the_naive_update_breaks_the_bound():
+    """What the contract is there for; if this fails, it may have become simpler."""
+    params, updates = draw(0, jnp.float32, jnp.float32, size=2**16, spread=0.1)
+    naive = params + (jnp.clip(params + updates, -0.1, 0.1) - params)
+    assert np.mean(np.abs(exact(naive)) > 0.1) > 0.001
+
+
+@every_dtype
+@fuzzed
+@hypothesis.given(
+    seed=st.integers(0, 2**32 - 1), how=st.sampled_from(["eager", "jitted", "fused"])
+)
+def test_zeros_are_exactly_zero(x64, p_dtype, u_dtype, seed, how):
+    params, updates = draw(seed, p_dtype, u_dtype, size=512)
+    tx = volax.lp_decay(0.1, 0.3, 1.0, mask="all", snap_below=0.2)
+    new = exact(apply(tx, params, updates, how))
+    assert np.all((new == 0) | (np.abs(new) > 0.19))
+    assert np.any(new == 0)
+    sticky = apply(volax.lp_decay(0.1, 0.3, 1.0, mask="all"), params * 0, updates, how)
+    assert np.all(exact(sticky) == 0)
+
+
+@every_dtype
+@fuzzed
+@hypothesis.given(
+    seed=st.integers(0, 2**32 - 1), how=st.sampled_from(["eager", "jitted", "fused"])
+)
+def test_dead_units_are_exactly_zero(x64, p_dtype, u_dtype, seed, how):
+    (a, v), (da, dv) = zip(
+        *(draw(seed + k, p_dtype, u_dtype, size=64, spread=0.1) for k in range(2))
+    )
+    params = {"a": a.reshape(4, 16), "v": v.reshape(16, 4)}
+    updates = {"a": da.reshape(4, 16), "v": dv.reshape(16, 4)}
+    prox = volax.path_prox(1.0, 0.3, volax.pair("a", "v"))
+    new = apply(prox, params, updates, how)
+    norms = np.linalg.norm(exact(new["v"]), axis=1)
+    w = {k: exact(params[k]) + exact(updates[k]) for k in params}
+    path = np.linalg.norm(w["a"], axis=0) * np.linalg.norm(w["v"], axis=1)
+    assert np.all(norms[path < 0.29] == 0)
+    assert np.all(norms[path > 0.31] > 0)
+
+
+@every_dtype
+@pytest.mark.parametrize("how", ["eager", "jitted", "fused"])
+@pytest.mark.parametrize("name", ["volumize", "lp_decay"])
+def test_masked_leaves_are_bit_identical(x64, p_dtype, u_dtype, how, name):
+    p, u = draw(5, p_dtype, u_dtype)
+    mask = volax.path_matches("^in$")
+    tx = {
+        "volumize": volax.volumize(0.1, mask=mask),
+        "lp_decay": volax.lp_decay(0.1, 0.5, 1.0, mask=mask),
+    }[name]
+    new = apply(tx, {"in": p, "out": p}, {"in": u, "out": u}, how)
+    plain = apply(optax.identity(), {"out": p}, {"out": u}, how)
+    np.testing.assert_array_equal(exact(new["out"]), exact(plain["out"]))
+    assert np.any(exact(new["in"]) != exact(plain["out"]))
+
+
+@every_dtype
+@pytest.mark.parametrize("how", ["eager", "jitted", "fused"])
+def test_no_wall_and_no_strength_change_nothing(x64, p_dtype, u_dtype, how):
+    p, u = draw(6, p_dtype, u_dtype)
+    plain = exact(apply(optax.identity(), p, u, how))
+    for tx in (
+        volax.volumize(np.inf),
+        volax.volumize(0.1, 1.0),
+        volax.lp_decay(0.1, 0.0, 1.0, mask="all"),
+        volax.lp_decay(0.0, 0.1, 0.5, mask="all"),
+        volax.lp_decay(0.1, optax.constant_schedule(0.0), 0.7, mask="all"),
+    ):
+        np.testing.assert_array_equal(exact(apply(tx, p, u, how)), plain)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -0.5, -1.0])
+def test_a_box_smaller_than_the_overshoot(alpha):
+    tx = volax.volumize(0.1, alpha)
+    new = apply(tx, jnp.array([0.0, 0.0]), jnp.array([50.0, -jnp.inf]), "eager")
+    assert np.max(np.abs(exact(new))) <= 0.1
+
+
+NONFINITE = [np.nan, np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("bad", NONFINITE)
+@pytest.mark.parametrize("where", ["params", "updates"])
+@pytest.mark.parametrize(
+    "tx",
+    [
+        volax.volumize(0.5),
+        volax.volumize(0.5, -0.5),
+        volax.volumize(0.5, optax.constant_schedule(0.0)),
+        *(volax.lp_decay(0.1, 0.5, p) for p in (0.5, 0.7, 1.0, 2.0, 3.0)),
+        volax.lp_decay(0.1, 0.5, optax.constant_schedule(0.7)),
+        volax.path_prox(0.1, 0.5, volax.pair("a", "v")),
+        volax.path_prox(0.1, 0.5, volax.pair("v", "a")),
+    ],
+)
+def test_a_bad_weight_does_not_spread(tx, bad, where):
+    rng = np.random.default_rng(0)
+    params, updates = (
+        {"a": rng.normal(size=(4, 4)), "v": rng.normal(size=(4, 4))} for _ in range(2)
+    )
+    clean = apply(
+        tx,
+        jax.tree.map(jnp.float32, params),
+        jax.tree.map(jnp.float32, updates),
+        "eager",
+    )
+    {"params": params, "updates": updates}[where]["a"][1, 2] = bad
+    new = apply(
+        tx,
+        jax.tree.map(jnp.float32, params),
+        jax.tree.map(jnp.float32, updates),
+        "eager",
+    )
+    assert np.sum(~np.isfinite(new["a"])) + np.sum(~np.isfinite(new["v"])) <= 1
+    others = np.arange(4) != 2
+    np.testing.assert_array_equal(new["a"][0, 0], clean["a"][0, 0])
+    if "PathProx" not in str(tx.init):
+        assert np.isfinite(new["a"][:, others]).all()
+
+
+def test_an_infinite_step_stops_at_the_wall_and_nan_stays():
+    params, updates = jnp.zeros(3), jnp.array([jnp.inf, -jnp.inf, jnp.nan])
+    for alpha in (0.0, optax.constant_schedule(0.0)):
+        new = apply(volax.volumize(0.5, alpha), params, updates, "jitted")
+        np.testing.assert_array_equal(new, [0.5, -0.5, np.nan])
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_lp_decay_at_zero_and_at_the_smallest_weights(p, scheduled):
+    order = optax.constant_schedule(p) if scheduled else p
+    tiny = np.float32([0.0, -0.0, 1e-45, 1e-38, 1e-20, 1e30])
+    for zeros in ("sticky", "free"):
+        tx = volax.lp_decay(0.1, 0.3, order, mask="all", zeros=zeros)
+        new = apply(tx, jnp.asarray(tiny), jnp.full(6, 0.25), "eager")
+        assert np.isfinite(new).all()
+        moves = p >= 2 or zeros == "free"
+        assert (new[0] != 0) == moves
+        assert (new[1] != 0) == moves

@@ -1,0 +1,283 @@
+"""Every rule against the papers' updates in float64, 200 steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import volax
+from tests import reference
+
+STEPS = 200
+OPTIMIZERS = {
+    "sgd": (lambda lr: optax.sgd(lr), reference.Sgd),
+    "momentum": (lambda lr: optax.sgd(lr, 0.9), lambda: reference.Sgd(0.9)),
+    "adam": (lambda lr: optax.adam(lr), reference.Adam),
+}
+
+
+def exact_schedule(count):
+    """A learning rate that float64 JAX and NumPy compute alike."""
+    return 0.05 / (1.0 + 0.25 * (count // 20))
+
+
+def draw(shapes, seed=0, size=1.0):
+    rng = np.random.default_rng(seed)
+    params = {k: rng.normal(size=s) for k, s in shapes.items()}
+    grads = [
+        {k: size * rng.normal(size=s) for k, s in shapes.items()} for _ in range(STEPS)
+    ]
+    return params, grads
+
+
+def run_jax(tx, params, grads, dtype):
+    """All steps in one scan; the parameters after every step."""
+    params = {k: jnp.asarray(v, dtype) for k, v in params.items()}
+    stacked = {k: jnp.asarray(np.stack([g[k] for g in grads]), dtype) for k in params}
+
+    def step(carry, g):
+        params, state = carry
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
+    return jax.jit(lambda c: jax.lax.scan(step, c, stacked)[1])(
+        (params, tx.init(params))
+    )
+
+
+def run_reference(optimizer, rule, params, grads):
+    params = {k: v.copy() for k, v in params.items()}
+    for count, g in enumerate(grads):
+        lr = exact_schedule(count)
+        before = params
+        params = {k: before[k] + optimizer(k, g[k], lr) for k in before}
+        rule(before, params, lr)
+    return params
+
+
+def assert_equal_in_float64(tx, rule, shapes, optimizer, size=1.0):
+    params, grads = draw(shapes, size=size)
+    history = run_jax(tx, params, grads, jnp.float64)
+    expected = run_reference(optimizer, rule, params, grads)
+    for key, value in expected.items():
+        assert history[key].dtype == jnp.float64
+        np.testing.assert_allclose(history[key][-1], value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("alpha", [0.0, 0.5, -0.5, -1.0, 1.0])
+def test_volumize_equals_its_definition(x64, name, alpha):
+    make, expected = OPTIMIZERS[name]
+    tx = optax.chain(make(exact_schedule), volax.volumize(0.7, alpha))
+
+    def rule(before, w, lr):
+        w.update({k: reference.volumize(v, 0.7, alpha) for k, v in w.items()})
+
+    assert_equal_in_float64(tx, rule, {"w": (5, 7), "b": (3,)}, expected())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("p", [0, 0.5, 2 / 3, 0.8, 1, 1.5, 2, 3])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_lp_decay_equals_the_paper(x64, name, p, where):
+    make, expected = OPTIMIZERS[name]
+    decay = volax.lp_decay(exact_schedule, 0.3, p, mask="all", reference=where)
+
+    def rule(before, w, lr):
+        for k in w:
+            w[k] = reference.lp_decay(before[k], w[k], lr * 0.3, p, reference=where)
+
+    tx = optax.chain(make(exact_schedule), decay)
+    # Near 0 the rule multiplies a difference in the weight before the step by up to
+    # |gradient| / strength: below one, rounding dies out instead of growing.
+    shapes = {"w": (5, 7), "b": (3,)}
+    assert_equal_in_float64(tx, rule, shapes, expected(), size=0.1)
+
+
+ALL = slice(None)
+# For each layout: shapes, the hand-written pair, and the units as index expressions.
+PAIRS = {
+    "dense": (
+        {"a": (6, 5), "b": (5,), "v": (5, 3)},
+        volax.pair("a", "v", bias="b"),
+        lambda x: [
+            ([(x["a"], (ALL, j))], [(x["b"], j)], [(x["v"], j)]) for j in range(5)
+        ],
+    ),
+    "conv": (
+        {"a": (3, 3, 2, 5), "b": (5,), "v": (3, 3, 5, 4)},
+        volax.pair("a", "v", bias="b"),
+        lambda x: [
+            ([(x["a"], (..., j))], [(x["b"], j)], [(x["v"], (ALL, ALL, j))])
+            for j in range(5)
+        ],
+    ),
+    "flatten": (
+        {"a": (3, 3, 2, 4), "b": (4,), "v": (24, 3)},
+        volax.pair("a", volax.member("v", positions=6), bias="b"),
+        lambda x: [
+            ([(x["a"], (..., j))], [(x["b"], j)], [(x["v"], slice(j, None, 4))])
+            for j in range(4)
+        ],
+    ),
+    "concatenated": (
+        {"a": (6, 4), "b": (4,), "v": (10, 3)},
+        volax.pair("a", volax.member("v", offset=3), bias="b"),
+        lambda x: [
+            ([(x["a"], (ALL, j))], [(x["b"], j)], [(x["v"], 3 + j)]) for j in range(4)
+        ],
+    ),
+    "flattened concatenation": (
+        {"a": (6, 4), "b": (4,), "v": (30, 3)},
+        volax.pair("a", volax.member("v", offset=5, positions=3, stride=10), bias="b"),
+        lambda x: [
+            ([(x["a"], (ALL, j))], [(x["b"], j)], [(x["v"], [5 + j, 15 + j, 25 + j])])
+            for j in range(4)
+        ],
+    ),
+    "stacked": (
+        {"a": (3, 6, 5), "b": (3, 5), "v": (3, 5, 4)},
+        volax.pair("a", "v", bias="b", layers=1),
+        lambda x: [
+            ([(x["a"], (i, ALL, j))], [(x["b"], (i, j))], [(x["v"], (i, j))])
+            for i in range(3)
+            for j in range(5)
+        ],
+    ),
+    "two consumers": (
+        {"a": (6, 5), "b": (5,), "v": (5, 3), "u": (5, 2)},
+        volax.pair("a", ["v", "u"], bias="b"),
+        lambda x: [
+            ([(x["a"], (ALL, j))], [(x["b"], j)], [(x["v"], j), (x["u"], j)])
+            for j in range(5)
+        ],
+    ),
+    "out first": (
+        {"a": (5, 6), "b": (5,), "v": (3, 5)},
+        volax.pair(volax.member("a", 0), volax.member("v", 1), bias="b"),
+        lambda x: [
+            ([(x["a"], j)], [(x["b"], j)], [(x["v"], (ALL, j))]) for j in range(5)
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("layout", PAIRS)
+@pytest.mark.parametrize("normalize", ["rescale", "project"])
+def test_path_prox_equals_the_paper(x64, name, layout, normalize):
+    make, expected = OPTIMIZERS[name]
+    shapes, pair, units = PAIRS[layout]
+    prox = volax.path_prox(exact_schedule, 2.0, pair, normalize=normalize)
+
+    def rule(before, w, lr):
+        reference.path_prox(units(w), lr * 2.0, normalize)
+
+    tx = optax.chain(make(exact_schedule), prox)
+    assert_equal_in_float64(tx, rule, shapes, expected())
+
+
+def test_chained_pairs_are_applied_in_order(x64):
+    shapes = {"k1": (4, 6), "k2": (6, 5), "k3": (5, 3)}
+    pairs = [volax.pair("k1", "k2"), volax.pair("k2", "k3")]
+
+    def rule(before, w, lr):
+        first = [([(w["k1"], (ALL, j))], [], [(w["k2"], j)]) for j in range(6)]
+        second = [([(w["k2"], (ALL, j))], [], [(w["k3"], j)]) for j in range(5)]
+        reference.path_prox(first + second, lr, "rescale")
+
+    tx = optax.chain(
+        optax.sgd(exact_schedule), volax.path_prox(exact_schedule, 1.0, pairs)
+    )
+    assert_equal_in_float64(tx, rule, shapes, reference.Sgd())
+
+
+# In float32 each step is compared on its own: the reference starts from the float32
+# weights, so that only the rounding of that step counts.
+ROUNDING = {
+    "volumize": (
+        volax.volumize(0.7, -0.5),
+        lambda p, w: {k: reference.volumize(w[k], 0.7, -0.5) for k in w},
+    ),
+    **{
+        f"lp_decay p={p:.3g}": (
+            volax.lp_decay(0.1, 0.3, p),
+            lambda b, w, p=p: {k: reference.lp_decay(b[k], w[k], 0.03, p) for k in w},
+        )
+        for p in [0, 0.5, 2 / 3, 0.8, 1, 1.5, 2, 3]
+    },
+    "path_prox": (
+        volax.path_prox(0.1, 1.0, volax.pair("a", "v")),
+        lambda b, w: _proxed(w),
+    ),
+}
+
+
+def _proxed(w):
+    w = {k: v.copy() for k, v in w.items()}
+    units = [([(w["a"], (ALL, j))], [], [(w["v"], j)]) for j in range(8)]
+    reference.path_prox(units, 0.1, "rescale")
+    return w
+
+
+@pytest.mark.parametrize("name", ROUNDING)
+def test_a_float32_step_is_right_to_a_few_ulp(name):
+    tx, rule = ROUNDING[name]
+    params, steps = draw({"a": (6, 8), "v": (8, 5)}, seed=1)
+    steps = [{k: 0.05 * v for k, v in s.items()} for s in steps]
+    history = run_jax(tx, params, steps, jnp.float32)
+    before = {k: np.float32(v) for k, v in params.items()}
+    for count in range(STEPS):
+        p = {k: v.astype(np.float64) for k, v in before.items()}
+        w = {k: p[k] + steps[count][k].astype(np.float32) for k in p}
+        expected = rule(p, w)
+        before = {k: np.asarray(v[count]) for k, v in history.items()}
+        for k, t in expected.items():
+            # The step p + u itself rounds to half an ulp of its largest operand.
+            scale = np.maximum.reduce([abs(p[k]), abs(w[k] - p[k]), abs(w[k]), abs(t)])
+            ulp = np.spacing(scale.astype(np.float32))
+            assert np.max(abs(before[k] - t) / ulp) <= 4, (count, k)
+
+
+def network(x, params):
+    """Two pairs in series with a linear layer and biases everywhere between."""
+    h = jax.nn.relu(x @ params["a1"] + params["b1"]) @ params["v1"] + params["c1"]
+    h = h @ params["m"] + params["d"]
+    h = jax.nn.relu(h @ params["a2"] + params["b2"]) @ params["v2"] + params["c2"]
+    return h
+
+
+def test_balance_equalises_the_path_norms_and_keeps_the_function(x64):
+    shapes = {
+        "a1": (6, 8), "b1": (8,), "v1": (8, 5), "c1": (5,), "m": (5, 4), "d": (4,),
+        "a2": (4, 9), "b2": (9,), "v2": (9, 3), "c2": (3,),
+    }  # fmt: skip
+    params, _ = draw(shapes)
+    params["v2"] *= 30.0
+    params = {k: jnp.asarray(v) for k, v in params.items()}
+    pairs = [
+        volax.pair("a1", "v1", bias="b1", output_bias=("c1", "d")),
+        volax.pair("a2", "v2", bias="b2", output_bias="c2"),
+    ]
+    totals = [float(n.sum()) for n in volax.path_norm(params, pairs)]
+    tx = volax.path_prox(0.1, 0.0, pairs, balance=True)
+    updates, _ = tx.update(
+        jax.tree.map(jnp.zeros_like, params), tx.init(params), params
+    )
+    new = optax.apply_updates(params, updates)
+    after = [float(n.sum()) for n in volax.path_norm(new, pairs)]
+    np.testing.assert_allclose(after, np.sqrt(np.prod(totals)), rtol=1e-12)
+    assert totals[1] > 10 * totals[0]
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(16, 6)))
+    np.testing.assert_allclose(network(x, new), network(x, params), rtol=1e-11)
+
+
+def test_path_norm_is_the_product_of_both_norms():
+    x, _ = draw({"a": (6, 5), "v": (5, 3), "u": (5, 2)})
+    params = {k: jnp.asarray(v, jnp.float32) for k, v in x.items()}
+    (norms,) = volax.path_norm(params, volax.pair("a", ["v", "u"]))
+    a = np.linalg.norm(x["a"], axis=0)
+    v = np.linalg.norm(np.concatenate([x["v"], x["u"]], 1), axis=1)
+    np.testing.assert_allclose(norms, a * v, rtol=1e-5)

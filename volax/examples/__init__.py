@@ -1,0 +1,1 @@
+"""The example trainer: `python -m volax.examples.main --config=... --workdir=...`."""

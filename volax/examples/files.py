@@ -1,0 +1,106 @@
+"""What the example writes: whole files, and checkpoints that resume exactly."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from volax.examples.errors import UserError
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file, then rename it to `path` in one step."""
+    temporary = path.with_name(f".{path.name}.partial")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as an indented JSON file, in one step."""
+    text = json.dumps(value, indent=2) + "\n"
+    replace_file(path, lambda temporary: temporary.write_text(text))
+
+
+def claim_workdir(workdir: Path, settings: dict, *, may_change: set, may_grow: set):
+    """Record the settings in `workdir`, or check them against the recorded ones.
+
+    Args:
+      workdir: the folder, made where it is missing.
+      settings: flat, what the run depends on.
+      may_change: keys that do not change the result.
+      may_grow: keys whose value may be raised.
+
+    Raises:
+      UserError: naming each key that differs, because a run resumed with other
+        settings would be neither the one nor the other.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        recorded = json.loads(path.read_text())
+        differs = [
+            f"{key} was {recorded.get(key)!r} and is {settings.get(key)!r}"
+            for key in sorted(recorded.keys() | settings.keys())
+            if key not in may_change
+            and recorded.get(key) != settings.get(key)
+            and not (key in may_grow and recorded[key] < settings[key])
+        ]
+        if differs:
+            raise UserError(
+                f"{workdir} holds a run with other settings ({'; '.join(differs)}); "
+                "choose another --workdir or delete this one"
+            )
+    write_json(path, settings)
+
+
+class Checkpoints:
+    """The last two checkpoints of one run: its arrays and its rows of metrics.
+
+    Args:
+      folder: where they are.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=False,
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._manager.close()
+
+    def save(self, state: Any, rows: list[dict]) -> None:
+        """Store the arrays and the rows of all epochs so far, in one step."""
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), rows=ocp.args.JsonSave(rows)
+        )
+        self._manager.save(len(rows), args=items)
+
+    def restore(self, state: Any) -> tuple[Any, list[dict]]:
+        """Load the last checkpoint, shaped like `state`; `state` where none is."""
+        step = self._manager.latest_step()
+        if step is None:
+            return state, []
+        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(like), rows=ocp.args.JsonRestore()
+        )
+        try:
+            restored = self._manager.restore(step, args=items)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{self._folder / str(step)} cannot be read ({error}); delete it to "
+                "resume from the one before"
+            ) from error
+        return restored.state, restored.rows

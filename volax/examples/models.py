@@ -1,0 +1,43 @@
+"""The network of the example: a multilayer perceptron in Flax NNX."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import jax
+from flax import nnx
+
+import volax
+
+
+class MLP(nnx.Module):
+    """Dense layers `hidden0`, `hidden1`, ... with ReLU between, and `out`.
+
+    Args:
+      inputs: number of input features.
+      hidden: units of each hidden layer.
+      outputs: number of classes.
+      rngs: source of the initial weights.
+    """
+
+    out: nnx.Linear
+
+    def __init__(
+        self, inputs: int, hidden: Sequence[int], outputs: int, *, rngs: nnx.Rngs
+    ):
+        self.layers = (*(f"hidden{i}" for i in range(len(hidden))), "out")
+        widths = pairwise((inputs, *hidden, outputs))
+        for name, (fan_in, fan_out) in zip(self.layers, widths):
+            setattr(self, name, nnx.Linear(fan_in, fan_out, rngs=rngs))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map images [batch, inputs] to logits [batch, outputs]."""
+        for name in self.layers[:-1]:
+            x = nnx.relu(getattr(self, name)(x))
+        return self.out(x)
+
+    def pairs(self) -> tuple:
+        """Name the weights on both sides of every hidden layer's units."""
+        return tuple(
+            volax.pair(f"{layer}/kernel", f"{after}/kernel", bias=f"{layer}/bias")
+            for layer, after in pairwise(self.layers)
+        )

@@ -1,0 +1,223 @@
+"""Optimizers with a regularizer built in: one learning rate drives both halves."""
+
+from typing import Any
+
+import jax
+import optax
+
+from volax import masks, transforms
+from volax.transforms._hyperparams import Hyperparameter
+
+
+def lp_adam(
+    learning_rate: Hyperparameter,
+    strength: Hyperparameter,
+    p: Hyperparameter,
+    *,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    mask: Any = "matrices",
+    zeros: str = "sticky",
+    reference: str = "before",
+    snap_below: Hyperparameter = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam with decoupled decay for any p norm (pAdam).
+
+    Args:
+      learning_rate: for Adam and for the decay; number, array or schedule.
+      strength: of the decay, see :func:`volax.lp_decay`.
+      p: the norm, see :func:`volax.lp_decay`.
+      b1: decay rate of the first moment.
+      b2: decay rate of the second moment.
+      eps: added to the root of the second moment.
+      mask: the leaves to decay, see :func:`volax.lp_decay`.
+      zeros: see :func:`volax.lp_decay`.
+      reference: see :func:`volax.lp_decay`.
+      snap_below: see :func:`volax.lp_decay`.
+
+    Returns:
+      An optimizer.
+
+    Raises:
+      ValueError: as :func:`volax.lp_decay`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, volax
+      >>> params = {"kernel": jnp.ones((2, 2))}
+      >>> tx = volax.lp_adam(1e-3, strength=1e-3, p=0.8)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+
+    References:
+      Outmezguine and Levi, `Decoupled Weight Decay for Any p Norm
+      <https://arxiv.org/abs/2404.10824>`_, 2024.
+    """
+    return optax.chain(
+        optax.adam(learning_rate, b1, b2, eps),
+        transforms.lp_decay(
+            learning_rate,
+            strength,
+            p,
+            mask=mask,
+            zeros=zeros,
+            reference=reference,
+            snap_below=snap_below,
+        ),
+    )
+
+
+def lp_sgd(
+    learning_rate: Hyperparameter,
+    strength: Hyperparameter,
+    p: Hyperparameter,
+    *,
+    momentum: float | jax.Array | None = None,
+    nesterov: bool = False,
+    mask: Any = "matrices",
+    zeros: str = "sticky",
+    reference: str = "before",
+    snap_below: Hyperparameter = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """SGD with decoupled decay for any p norm (pWD).
+
+    Args:
+      learning_rate: for SGD and for the decay; number, array or schedule.
+      strength: of the decay, see :func:`volax.lp_decay`.
+      p: the norm, see :func:`volax.lp_decay`.
+      momentum: of SGD; ``None`` for none.
+      nesterov: whether the momentum is Nesterov's.
+      mask: the leaves to decay, see :func:`volax.lp_decay`.
+      zeros: see :func:`volax.lp_decay`.
+      reference: see :func:`volax.lp_decay`.
+      snap_below: see :func:`volax.lp_decay`.
+
+    Returns:
+      An optimizer.
+
+    Raises:
+      ValueError: as :func:`volax.lp_decay`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, volax
+      >>> params = {"kernel": jnp.ones((2, 2))}
+      >>> tx = volax.lp_sgd(0.1, strength=1e-3, p=1.0, momentum=0.9)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+
+    References:
+      Outmezguine and Levi, `Decoupled Weight Decay for Any p Norm
+      <https://arxiv.org/abs/2404.10824>`_, 2024.
+    """
+    return optax.chain(
+        optax.sgd(learning_rate, momentum, nesterov),
+        transforms.lp_decay(
+            learning_rate,
+            strength,
+            p,
+            mask=mask,
+            zeros=zeros,
+            reference=reference,
+            snap_below=snap_below,
+        ),
+    )
+
+
+def volumized_adam(
+    learning_rate: Hyperparameter,
+    volume: Any,
+    alpha: Hyperparameter = 0.0,
+    *,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    mask: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam whose weights and first moment meet a wall.
+
+    Args:
+      learning_rate: of Adam; number, array or schedule.
+      volume: the wall, see :func:`volax.volumize`.
+      alpha: its restitution, see :func:`volax.volumize`.
+      b1: decay rate of the first moment.
+      b2: decay rate of the second moment.
+      eps: added to the root of the second moment.
+      mask: the leaves behind walls, see :func:`volax.volumize`.
+
+    Returns:
+      An optimizer.
+
+    Raises:
+      ValueError: as :func:`volax.volumize`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, volax
+      >>> params = {"kernel": jnp.ones((2, 2))}
+      >>> tx = volax.volumized_adam(1e-3, volume=0.5)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> float(optax.apply_updates(params, updates)["kernel"].max())
+      0.5
+
+    References:
+      Ziyin et al., `Volumization as a Natural Generalization of Weight Decay
+      <https://arxiv.org/abs/2003.11243>`_, 2020.
+    """
+    adam = optax.adam(learning_rate, b1, b2, eps)
+    return transforms.volumized(adam, volume, alpha, mask=mask)
+
+
+def path_prox_sgd(
+    learning_rate: Hyperparameter,
+    strength: Hyperparameter,
+    pairs: Any,
+    *,
+    momentum: float | jax.Array | None = None,
+    nesterov: bool = False,
+    normalize: str = "rescale",
+    balance: bool = False,
+    freeze_dead: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SGD with the proximal step of the path penalty, and weight decay elsewhere.
+
+    Minimises the loss plus $\frac{\lambda}{2} \sum \lVert W \rVert^2$ over all
+    matrices: through the path penalty for the weights of the pairs, through the
+    gradient for the others.
+
+    Args:
+      learning_rate: for SGD and for the proximal step; number, array or schedule.
+      strength: $\lambda$, see :func:`volax.path_prox`.
+      pairs: see :func:`volax.path_prox`.
+      momentum: of SGD; the paper trains without.
+      nesterov: whether the momentum is Nesterov's.
+      normalize: see :func:`volax.path_prox`.
+      balance: see :func:`volax.path_prox`.
+      freeze_dead: see :func:`volax.path_prox`.
+
+    Returns:
+      An optimizer.
+
+    Raises:
+      ValueError: as :func:`volax.path_prox`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, volax
+      >>> params = {"l1": jnp.ones((2, 3)), "l2": jnp.ones((3, 2))}
+      >>> tx = volax.path_prox_sgd(0.1, 1e-3, volax.pair("l1", "l2"))
+      >>> updates, state = tx.update(params, tx.init(params), params)
+
+    References:
+      Yang et al., `A Better Way to Decay <https://arxiv.org/abs/2210.03069>`_, 2022.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(
+            strength,
+            mask=masks.unpaired(pairs).tree,
+        ),
+        optax.sgd(learning_rate, momentum, nesterov),
+        transforms.path_prox(
+            learning_rate,
+            strength,
+            pairs,
+            normalize=normalize,
+            balance=balance,
+            freeze_dead=freeze_dead,
+        ),
+    )

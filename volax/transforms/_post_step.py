@@ -1,0 +1,154 @@
+"""The contract: a rule acts on the weights as they will be after the step.
+
+With parameters p and incoming updates u, already scaled by the learning rate,
+
+1. the tentative weights are ``w = p + u`` in ``promote_types(p.dtype, u.dtype)``,
+2. a rule, a pure function of arrays, maps them to targets t,
+3. the outgoing updates are ``d = t - p`` in that dtype, so that
+   ``optax.apply_updates(p, d)`` lands on t.
+
+This module owns steps 1 and 3. It promises for what ``apply_updates`` returns: a target
+of zero gives exactly 0; a target with a limit gives a magnitude of at most the limit,
+with no ulp of slack; an entry that the rule leaves alone keeps its update bit for bit,
+and so does a leaf that no rule touches.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from volax import masks
+
+
+class Weights(NamedTuple):
+    """One parameter around the step."""
+
+    before: jax.Array  # p, in the parameter's dtype
+    after: jax.Array  # w = p + u, in the promoted dtype
+
+
+class Target(NamedTuple):
+    """Where a rule sends one parameter."""
+
+    value: jax.Array  # t, shape of the parameter
+    limit: jax.Array | None = None  # bound on the magnitude, in the parameter's dtype
+
+
+def require_params(name: str, params: Any) -> None:
+    """Raises unless the parameters were passed to ``update``."""
+    if params is None:
+        raise ValueError(
+            f"{name} acts on the weights after the step and needs them: pass params to "
+            "update, as in tx.update(updates, state, params)"
+        )
+
+
+def tentative_weights(
+    name: str, updates: optax.Updates, params: Any, mask: Any = None
+) -> dict[str, Weights]:
+    """Step 1: the selected parameters before and after the step, by key path.
+
+    Args:
+      name: the transformation, for errors.
+      updates: incoming updates; absent leaves pass through.
+      params: parameters of the same structure.
+      mask: which leaves the transformation acts on, see :func:`volax.masks.selected`.
+
+    Returns:
+      A :class:`Weights` for each selected leaf, in the tree's order.
+
+    Raises:
+      ValueError: no parameters, a bad mask, or a selected leaf that is not real
+        floating.
+    """
+    require_params(name, params)
+    chosen = masks.selected(mask, params, name)
+    _, structure = jax.tree.flatten(updates, is_leaf=masks.is_absent)
+    steps = masks.named_leaves(updates, absent=True)
+    weights = {}
+    for (path, u), p in zip(steps.items(), structure.flatten_up_to(params)):
+        if path in chosen and not (masks.is_absent(u) or masks.is_absent(p)):
+            p, u = jnp.asarray(p), jnp.asarray(u)
+            for array in (p, u):
+                if not jnp.issubdtype(array.dtype, jnp.floating):
+                    raise ValueError(
+                        f"{name}: leaf {path!r} has dtype {array.dtype}, expected a "
+                        "real floating dtype; exclude it with a mask"
+                    )
+            dtype = jnp.promote_types(p.dtype, u.dtype)
+            weights[path] = Weights(p, p.astype(dtype) + u.astype(dtype))
+    return weights
+
+
+def deltas(
+    updates: optax.Updates, weights: dict[str, Weights], targets: dict[str, Target]
+) -> optax.Updates:
+    """Step 3: the updates that take the parameters to their targets.
+
+    Args:
+      updates: the incoming updates.
+      weights: what :func:`tentative_weights` gave for them.
+      targets: targets by key path; leaves without one keep their update.
+
+    Returns:
+      The outgoing updates, in the structure of the incoming ones.
+    """
+    steps = masks.named_leaves(updates, absent=True)
+    _, structure = jax.tree.flatten(updates, is_leaf=masks.is_absent)
+    return structure.unflatten(
+        _delta(u, weights[path], targets[path]) if path in targets else u
+        for path, u in steps.items()
+    )
+
+
+def _delta(u: jax.Array, weights: Weights, target: Target) -> jax.Array:
+    """``t - p`` for one leaf; ``u`` where the rule left the weight alone."""
+    p, w = weights
+    t = target.value.astype(w.dtype)
+    d = jnp.where(t == w, jnp.asarray(u).astype(w.dtype), t - p.astype(w.dtype))
+    if target.limit is None:
+        return d
+    # fl(p + fl(t - p)) may round to one ulp beyond the limit. Integers on the bit
+    # pattern cost next to nothing beside an Adam step, jnp.nextafter a quarter of one.
+    # 16-bit values may live on in float32 inside a fusion: round before comparing.
+    d = _rounded(d, w.dtype)
+    landed = _rounded(p.astype(w.dtype) + d, p.dtype)
+    bits = jax.lax.bitcast_convert_type(d, _INTEGERS[d.dtype.itemsize])
+    # As signed integers the patterns of positive numbers grow with the number, those
+    # of negative numbers with its magnitude.
+    toward = jnp.where((d > 0) == (landed > 0), -1, 1).astype(bits.dtype)
+    nudged = jax.lax.bitcast_convert_type(bits + toward, d.dtype)
+    return jnp.where(jnp.abs(landed) > target.limit, nudged, d)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """The array in float32 or wider, where rules do their arithmetic."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+_INTEGERS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
+
+
+def _rounded(x: jax.Array, dtype: Any) -> jax.Array:
+    """The value as the dtype holds it, even where XLA would keep excess precision."""
+    info = jnp.finfo(dtype)
+    if x.dtype == dtype and info.bits >= 32:
+        return x
+    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
+
+
+def floor_magnitude(limit: Any, dtype: Any) -> jax.Array:
+    """A non-negative limit rounded toward zero to a dtype, shape of the limit."""
+    if isinstance(limit, (int, float, np.ndarray, np.generic)):
+        exact = np.asarray(limit, np.float64)
+        nearest = np.asarray(exact, jnp.dtype(dtype))
+        below = np.nextafter(nearest, np.zeros_like(nearest))
+        return jnp.asarray(np.where(nearest.astype(np.float64) > exact, below, nearest))
+    wide = jnp.promote_types(limit.dtype, dtype)
+    nearest = jnp.asarray(limit, dtype)
+    bits = jax.lax.bitcast_convert_type(nearest, _INTEGERS[nearest.dtype.itemsize])
+    below = jax.lax.bitcast_convert_type(bits - 1, nearest.dtype)
+    return jnp.where(nearest.astype(wide) > limit.astype(wide), below, nearest)
