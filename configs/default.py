@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
             "regularizer": "adamw",
             "adamw": {"weight_decay": 1e-2},
             "volumize": {"volume": 0.1, "alpha": 0.0},
-            "lp_decay": {"strength": 1e-3, "p": 1.0, "snap_below": 1e-6},
-            "path_prox": {"strength": 1e-2, "normalize": "project"},
+            "lp_decay": {"strength": 1e-3, "p": 0.5, "snap_below": 1e-6},
+            "path_prox": {"strength": 1e-2, "normalize": "rescale"},
         }
     )

@@ -15,4 +15,5 @@ def get_config() -> ConfigDict:
     config.epochs = 10
     config.batch_size = 128
     config.regularizer = "volumize"
+    config.volumize.volume = 0.07
     return config

@@ -21,7 +21,12 @@ PAIRS = [
 every_dtype = pytest.mark.parametrize(
     ("p_dtype", "u_dtype"), PAIRS, ids=[f"{a.__name__}-{b.__name__}" for a, b in PAIRS]
 )
-fuzzed = hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+fuzzed = hypothesis.settings(
+    max_examples=10,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
 
 
 def apply(tx, params, updates, how):
@@ -103,8 +108,12 @@ def test_zeros_are_exactly_zero(x64, p_dtype, u_dtype, seed, how):
     new = exact(apply(tx, params, updates, how))
     assert np.all((new == 0) | (np.abs(new) > 0.19))
     assert np.any(new == 0)
-    sticky = apply(volax.lp_decay(0.1, 0.3, 1.0, mask="all"), params * 0, updates, how)
-    assert np.all(exact(sticky) == 0)
+    pruned = params.at[::2].set(0)
+    sticky = exact(
+        apply(volax.lp_decay(0.1, 0.3, 1.0, mask="all"), pruned, updates, how)
+    )
+    assert np.all(sticky[::2] == 0)
+    assert np.any(sticky[1::2] != 0)
 
 
 @every_dtype

@@ -20,7 +20,7 @@ _WALL_ULPS = 4
 _FLOAT_BYTES = 4
 
 
-def measure(model: MLP, params: dict, volume: float) -> dict[str, jax.Array]:
+def measure(model: MLP, params: Any, volume: float) -> dict[str, Any]:
     """Count weights, units and bytes; pure, so that it can run inside `jit`.
 
     Args:
@@ -54,17 +54,17 @@ def measure(model: MLP, params: dict, volume: float) -> dict[str, jax.Array]:
         bytes_left += jnp.minimum(_FLOAT_BYTES * positions, sparse)
 
     return {
-        "active_units": sum((jnp.count_nonzero(h) for h in hidden), jnp.int32(0)),
+        "active_units": sum(jnp.count_nonzero(units) for units in hidden),
         "zero_share": 1 - non_zero / total,
         "wall_share": at_wall / total,
         "largest_weight": jnp.stack([jnp.abs(leaf).max() for leaf in leaves]).max(),
         "non_zero_weights": non_zero,
-        "weights_left": jnp.asarray(weights_left),
-        "bytes_left": jnp.asarray(bytes_left),
+        "weights_left": weights_left,
+        "bytes_left": bytes_left,
     }
 
 
-def sizes(params: dict, hidden: Sequence[int]) -> dict[str, int]:
+def sizes(params: Any, hidden: Sequence[int]) -> dict[str, int]:
     """Count what training does not change: weights, hidden units, dense bytes."""
     weights = sum(leaf.size for leaf in jax.tree.leaves(params))
     return {"weights": weights, "units": sum(hidden), "bytes": _FLOAT_BYTES * weights}

@@ -2,7 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,22 @@ def claim_workdir(workdir: Path, settings: dict, *, may_change: set, may_grow: s
     write_json(path, settings)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off to the end of the block: the checkpoint library has threads."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where Ctrl-C never arrives
+        return
+    arrived = []
+    handler = signal.signal(signal.SIGINT, lambda *_: arrived.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if arrived:
+        raise KeyboardInterrupt
+
+
 class Checkpoints:
     """The last two checkpoints of one run: its arrays and its rows of metrics.
 
@@ -67,12 +86,14 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         self._folder = folder
+        folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=False,
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        with _uninterrupted():
+            self._manager = ocp.CheckpointManager(folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -83,9 +104,10 @@ class Checkpoints:
     def save(self, state: Any, rows: list[dict]) -> None:
         """Store the arrays and the rows of all epochs so far, in one step."""
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), rows=ocp.args.JsonSave(rows)
+            state=ocp.args.StandardSave(state), rows=ocp.args.JsonSave({"rows": rows})
         )
-        self._manager.save(len(rows), args=items)
+        with _uninterrupted():
+            self._manager.save(len(rows), args=items)
 
     def restore(self, state: Any) -> tuple[Any, list[dict]]:
         """Load the last checkpoint, shaped like `state`; `state` where none is."""
@@ -97,10 +119,11 @@ class Checkpoints:
             state=ocp.args.StandardRestore(like), rows=ocp.args.JsonRestore()
         )
         try:
-            restored = self._manager.restore(step, args=items)
+            with _uninterrupted():
+                restored = self._manager.restore(step, args=items)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{self._folder / str(step)} cannot be read ({error}); delete it to "
                 "resume from the one before"
             ) from error
-        return restored.state, restored.rows
+        return restored["state"], restored["rows"]["rows"]

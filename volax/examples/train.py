@@ -21,10 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-import volax
 from volax.examples import figures
 from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.errors import UserError
@@ -35,6 +33,8 @@ from volax.examples.files import (
     write_json,
 )
 from volax.examples.models import MLP
+from volax.examples.optimizers import build_optimizers
+from volax.examples.settings import flatten
 
 # What may differ when a run is resumed; `epochs` as well if nothing was planned by it.
 _MAY_CHANGE = {"data_dir", "checkpoint_seconds"}
@@ -54,11 +54,11 @@ _COLUMNS = (
 )
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
     """Train both networks, or what is left to train, and report on them.
 
     Args:
-      config: see `configs/default.py`.
+      config: a locked `ConfigDict`; see `configs/default.py`.
       workdir: receives `metrics.csv`, `report.json`, `curves.png`, the checkpoints and
         the settings. A finished run only prints its table again.
 
@@ -91,7 +91,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     constant = config.optimizer.schedule == "constant"
     claim_workdir(
         workdir,
-        _flat(config) | {"data checksum": _checksum(data)},
+        flatten(config) | {"data checksum": _checksum(data)},
         may_change=_MAY_CHANGE,
         may_grow={"epochs"} if constant else set(),
     )
@@ -132,56 +132,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     figures.plot_curves(workdir / "curves.png", title, history, config.regularizer)
     print(figures.table(title, last, size, volume))
     return report
-
-
-def build_optimizers(
-    config: ConfigDict, steps: int, model: MLP
-) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Build the plain optimizer and the same one with the regularizer.
-
-    Args:
-      config: names both, and holds each regularizer's arguments under its name.
-      steps: how many steps the learning rate's schedule lasts.
-      model: tells the pairs of weights around its hidden units.
-
-    Raises:
-      UserError: for an unknown name or an argument that the library refuses.
-    """
-    rate = _known(
-        "optimizer.schedule",
-        config.optimizer.schedule,
-        {
-            "constant": optax.constant_schedule(config.optimizer.learning_rate),
-            "cosine": optax.cosine_decay_schedule(
-                config.optimizer.learning_rate, steps
-            ),
-        },
-    )
-    plain = _known(
-        "optimizer.name",
-        config.optimizer.name,
-        {"adam": optax.adam(rate), "sgd": optax.sgd(rate, config.optimizer.momentum)},
-    )
-    arguments = config.get(config.regularizer, ConfigDict())
-    regularize = _known(
-        "regularizer",
-        config.regularizer,
-        {
-            "adamw": partial(optax.adamw, rate),
-            "volumize": partial(volax.volumized, plain),
-            "lp_decay": partial(volax.lp_decay, rate),
-            "path_prox": partial(volax.path_prox, rate, pairs=model.pairs()),
-        },
-    )
-    if config.regularizer == "adamw" and config.optimizer.name != "adam":
-        raise UserError("regularizer 'adamw' stands on Adam: optimizer.name must be it")
-    try:
-        transformation = regularize(**arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{config.regularizer}: {error}") from error
-    if config.regularizer in ("lp_decay", "path_prox"):
-        return plain, optax.chain(plain, transformation)
-    return plain, transformation
 
 
 def build_epoch(
@@ -228,7 +178,7 @@ def build_epoch(
             return (optax.apply_updates(params, updates), opt_state), (loss, hits)
 
         state, (loss, hits) = jax.lax.scan(step, state, order.reshape(-1, batch_size))
-        params = state[0]
+        params, _ = state
         _, test_hits = loss_and_hits(params, data.test_images, data.test_labels)
         seen = jnp.bincount(data.test_labels, length=CLASSES)
         right = jnp.bincount(data.test_labels, 1.0 * test_hits, length=CLASSES)
@@ -254,7 +204,7 @@ class _Run:
     checkpoints: Checkpoints
 
 
-def _fit(run: _Run, config: ConfigDict, after_save: Callable[[], None]) -> None:
+def _fit(run: _Run, config: Any, after_save: Callable[[], None]) -> None:
     """Train from where the run stands to its end."""
     saved = time.monotonic()
     with tqdm(
@@ -307,20 +257,6 @@ def _write_metrics(path: Path, history: dict[str, list[dict]]) -> None:
 
     if rows:
         replace_file(path, write)
-
-
-def _known(key: str, name: str, choices: dict[str, Any]) -> Any:
-    if name not in choices:
-        raise UserError(f"{key} is {name!r}; there are {', '.join(choices)}")
-    return choices[name]
-
-
-def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in config.items():
-        nested = isinstance(value, ConfigDict)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return flat
 
 
 def _checksum(data: Dataset) -> int:

@@ -47,7 +47,8 @@ def lp_shrink(
     if isinstance(p, (int, float)) and p < 2:
         power = abs_power(size, 2 - p)
         whole = power + k
-        factor = jnp.where(whole == 0, 1, power / whole)
+        # Not 0/0 without strength, nor inf/inf for p = 0 and a weight of 1e30.
+        factor = jnp.where((k > 0) & (whole < jnp.inf), power / whole, 1)
     else:
         # Holds for p above 2 as well, where |r|^(2-p) is infinite at 0.
         power = abs_power(size, p - 2 if isinstance(p, (int, float)) else p - 2.0)

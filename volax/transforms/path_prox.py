@@ -135,14 +135,15 @@ def path_prox(
 def _present(written: tuple[Group, ...], params: Any) -> tuple[Group, ...]:
     """The pairs fitted to the tree, without those that are masked out as a whole."""
     leaves = masks.named_leaves(params, absent=True)
+    absent = [path for path, leaf in leaves.items() if masks.is_absent(leaf)]
     groups = []
     for group in written:
-        known = [m.path for m in group.members if m.path in leaves]
-        gone = [path for path in known if masks.is_absent(leaves[path])]
-        if known and len(gone) == len(group.members):
+        paths = [m.path for m in group.members]
+        gone = [path for path in paths if any(masks.is_above(a, path) for a in absent)]
+        if len(gone) == len(paths):
             continue
         if gone:
-            kept = [path for path in known if path not in gone]
+            kept = [path for path in paths if path not in gone]
             raise ValueError(
                 f"path_prox: the pair {group.name} is masked out by half: "
                 f"{', '.join(gone)} masked, {', '.join(kept)} not"
