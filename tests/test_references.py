@@ -265,7 +265,7 @@ def test_balance_equalises_the_path_norms_and_keeps_the_function(x64):
         volax.pair("a2", "v2", bias="b2", output_bias="c2"),
     ]
     totals = [float(n.sum()) for n in volax.path_norm(params, pairs)]
-    tx = volax.path_prox(0.1, 0.0, pairs, balance=True)
+    tx = volax.path_prox(0.1, 0.0, pairs, balance=True, normalize="rescale")
     updates, _ = tx.update(
         jax.tree.map(jnp.zeros_like, params), tx.init(params), params
     )
