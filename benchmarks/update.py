@@ -5,6 +5,7 @@ gradient made inside the same jitted step by six layers of 2048, batch 128.
 """
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -82,7 +83,7 @@ def step_tree(width: int = 2048) -> tuple[Any, Any]:
     """Six layers, of which each two form a pair, and the pairs."""
     sizes = [784, *[width] * 5, 10]
     params = {}
-    for i, (a, b) in enumerate(zip(sizes, sizes[1:])):
+    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
         params[f"k{i}"] = jax.random.normal(jax.random.key(i), (a, b)) / a**0.5
         params[f"b{i}"] = jnp.zeros(b)
     pairs = [
