@@ -22,15 +22,19 @@ class Traceable:
       params: what the optimizer trains.
       inputs: everything else that is an array.
       states: the places among ``inputs`` that hold state, not data.
+      state_outputs: the places among the results that only write state back.
     """
 
     fn: Callable[..., Any]
     params: Any
     inputs: tuple[Any, ...]
     states: tuple[int, ...] = ()
+    state_outputs: tuple[int, ...] = ()
 
 
-def traceable(fn: Any, args: tuple[Any, ...], state_args: Any, what: str) -> Traceable:
+def traceable(
+    fn: Any, args: tuple[Any, ...], state_args: Any, state_outputs: Any, what: str
+) -> Traceable:
     """Splits what the user gave into a function, parameters and inputs.
 
     Args:
@@ -39,6 +43,7 @@ def traceable(fn: Any, args: tuple[Any, ...], state_args: Any, what: str) -> Tra
       args: the parameters and inputs, or for a module that holds its parameters the
         inputs alone.
       state_args: places of the state among the inputs.
+      state_outputs: places of the written-back state among the results.
       what: who asks, for errors.
 
     Returns:
@@ -47,7 +52,7 @@ def traceable(fn: Any, args: tuple[Any, ...], state_args: Any, what: str) -> Tra
     Raises:
       ValueError: no parameters were given, or ``fn`` is not callable.
     """
-    states = (state_args,) if isinstance(state_args, int) else tuple(state_args)
+    states, written = _places(state_args), _places(state_outputs)
     nnx, linen = _loaded("flax.nnx"), _loaded("flax.linen")
     equinox = _loaded("equinox")
     if nnx is not None and isinstance(fn, nnx.Module):
@@ -63,8 +68,12 @@ def traceable(fn: Any, args: tuple[Any, ...], state_args: Any, what: str) -> Tra
         )
     params, *inputs = args
     if isinstance(params, Mapping) and "params" in params and len(params) > 1:
-        return _from_collections(fn, params, tuple(inputs), states)
-    return Traceable(fn, params, tuple(inputs), states)
+        return _from_collections(fn, params, tuple(inputs), states, written)
+    return Traceable(fn, params, tuple(inputs), states, written)
+
+
+def _places(given: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (given,) if isinstance(given, int) else tuple(given)
 
 
 def _loaded(name: str) -> Any:
@@ -76,9 +85,11 @@ def _from_nnx(nnx: Any, model: Any, args: tuple[Any, ...]) -> Traceable:
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
     def fn(params: Any, rest: Any, *inputs: Any) -> Any:
-        return nnx.merge(graph, params, rest)(*inputs)
+        whole = nnx.merge(graph, params, rest)
+        result = whole(*inputs)
+        return result, nnx.split(whole, nnx.Param, ...)[2]
 
-    return Traceable(fn, params, (rest, *args), (0,))
+    return Traceable(fn, params, (rest, *args), (0,), (1,))
 
 
 def _from_equinox(model: Any, args: tuple[Any, ...]) -> Traceable:
@@ -101,7 +112,11 @@ def _from_equinox(model: Any, args: tuple[Any, ...]) -> Traceable:
 
 
 def _from_collections(
-    fn: Callable[..., Any], variables: Any, inputs: tuple[Any, ...], states: Any
+    fn: Callable[..., Any],
+    variables: Any,
+    inputs: tuple[Any, ...],
+    states: tuple[int, ...],
+    written: tuple[int, ...],
 ) -> Traceable:
     """Linen variables: every collection but ``params`` is state."""
     rest = {k: v for k, v in variables.items() if k != "params"}
@@ -110,4 +125,4 @@ def _from_collections(
         return fn({**params, **rest}, *inputs)
 
     shifted = (0, *(k + 1 for k in states))
-    return Traceable(apply, {"params": variables["params"]}, (rest, *inputs), shifted)
+    return Traceable(apply, {"params": variables["params"]}, (rest, *inputs), shifted, written)

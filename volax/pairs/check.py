@@ -55,12 +55,12 @@ def check_groups(
       >>> max(check_groups(pairs, mlp, params, jnp.ones((4, 3)))) < 1e-3
       True
     """
-    model = traceable(fn, args, (), "check_groups")
+    model = traceable(fn, args, (), state_outputs, "check_groups")
     rng = np.random.default_rng(seed)
     params, *inputs = (_drawn(rng, tree) for tree in (model.params, *model.inputs))
     listed = (groups,) if isinstance(groups, Group) else tuple(groups)
     shapes = masks.named_leaves(params)
-    run = jax.jit(lambda tree: _outputs(model.fn(tree, *inputs), state_outputs))
+    run = jax.jit(lambda tree: _outputs(model.fn(tree, *inputs), model.state_outputs))
     plain = _arrays(run(params))
     limit = _tolerance(params, plain) if tolerance is None else tolerance
     worst = []
@@ -95,10 +95,9 @@ def _drawn(rng: np.random.Generator, tree: Any) -> Any:
     return jax.tree.map(draw, tree)
 
 
-def _outputs(result: Any, state_outputs: Any) -> Any:
-    declared = (state_outputs,) if isinstance(state_outputs, int) else state_outputs
-    if declared and isinstance(result, tuple | list):
-        places = {k % len(result) for k in declared}
+def _outputs(result: Any, state_outputs: tuple[int, ...]) -> Any:
+    if state_outputs and isinstance(result, tuple | list):
+        places = {k % len(result) for k in state_outputs}
         result = [x for k, x in enumerate(result) if k not in places]
     return [x for x in jax.tree.leaves(result) if not _is_key(x)]
 

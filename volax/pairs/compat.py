@@ -61,3 +61,9 @@ def source_line(eqn: Any) -> str | None:
         if not installed and not name.startswith((_HERE, "<frozen")):
             return f"{name}:{frame.line_num}"
     return None
+
+
+def in_library(jaxpr: Any) -> bool:
+    """Whether a called function is installed code, not the user's."""
+    info = getattr(getattr(jaxpr, "debug_info", None), "func_src_info", None) or ""
+    return "site-packages" in info or "/lib/python3" in info

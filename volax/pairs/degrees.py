@@ -300,15 +300,15 @@ def plus(a: Row, b: Row, weight: Fraction) -> Row:
     return out
 
 
-def _zero(how: str, facts: list[Fact]) -> int:
+def _zero(how: str | int, facts: list[Fact]) -> int:
     """Whether a result is zero at a unit without weights, from its operands."""
     states = [f.zero for f in facts]
     if how == "singular":
         return SINGULAR if any(states) else PLAIN
     if how == "lost" or not states:
         return PLAIN
-    if how == "first":
-        return states[0]
+    if isinstance(how, int):
+        return states[how]
     if how == "div":
         return SINGULAR if any(states[1:]) else states[0]
     if SINGULAR in states:

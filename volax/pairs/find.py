@@ -53,8 +53,8 @@ def find_groups(
       >>> groups[0].name, groups[0].homogeneous
       ('w1 -> w2', False)
     """
-    given = traceable(fn, args, state_args, "find_groups")
-    return _search(given, state_outputs, "find_groups")
+    given = traceable(fn, args, state_args, state_outputs, "find_groups")
+    return _search(given, "find_groups")
 
 
 def find_pairs(
@@ -90,11 +90,11 @@ def find_pairs(
       refused:
         w2 axis 1: the units reach the output (...)
     """
-    given = traceable(fn, args, state_args, "find_pairs")
-    return _search(given, state_outputs, "find_pairs").pairs
+    given = traceable(fn, args, state_args, state_outputs, "find_pairs")
+    return _search(given, "find_pairs").pairs
 
 
-def _search(given: Traceable, state_outputs: Any, what: str) -> Groups:
+def _search(given: Traceable, what: str) -> Groups:
     try:
         closed, result = jax.make_jaxpr(given.fn, return_shape=True)(
             given.params, *given.inputs
@@ -127,7 +127,7 @@ def _search(given: Traceable, state_outputs: Any, what: str) -> Groups:
             else:
                 data.append(value)
     outs = interpret(tape, closed.jaxpr, closed.consts, arrays)
-    _mark_outputs(tape, outs, result, state_outputs)
+    _mark_outputs(tape, outs, result, given.state_outputs)
     tape.read |= {v for v in outs if v is not None}
     read = {v for op in tape.ops for v in op.ins} | tape.read
     if not read & set(params.values()):
@@ -154,10 +154,9 @@ def _value(tape: Tape, leaf: Any, path: str) -> Value:
 
 def _mark_outputs(tape: Tape, outs: Any, result: Any, state_outputs: Any) -> None:
     """Units that reach an output are refused, unless it writes state back."""
-    declared = (state_outputs,) if isinstance(state_outputs, int) else state_outputs
     flat = jax.tree_util.tree_flatten_with_path(result)[0]
     count = len(result) if isinstance(result, tuple | list) else 1
-    places = {k % count for k in declared}
+    places = {k % count for k in state_outputs}
     for (path, _), value in zip(flat, outs):
         if path and getattr(path[0], "idx", None) in places:
             continue

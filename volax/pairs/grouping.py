@@ -92,7 +92,7 @@ class Grouping:
         units = [
             Unit(leaf, places)
             for leaf, places in self.degrees.places.items()
-            if terms.find(leaf) is leaf and leaf.size > 1
+            if terms.find(leaf) is leaf
         ]
         for unit in units:
             unit.refused = self._refusal(unit)
@@ -115,7 +115,7 @@ class Grouping:
             elif unit.joined and whole not in seen:  # each joined the other
                 seen.add(whole)
                 found.append(self._record(unit))
-        return Groups(tuple(found), tuple(refused) + self._unused())
+        return Groups(tuple(found), tuple(dict.fromkeys(refused)) + self._unused())
 
     def _refusal(self, unit: Unit) -> Poison | None:
         """Why a leaf is no unit, judged by itself."""
@@ -124,6 +124,8 @@ class Grouping:
         sides = {p.path for p in makers} & {p.path for p in takers}
         if sides:
             return Poison(f"{min(sides)} stands on both sides")
+        if leaf.size == 1:
+            return Poison("the units are tied together or cut down to a single one")
         if leaf in self.crossed:
             where = next(
                 (op.eqn for op in self.degrees.ops[leaf] if _twice(op, leaf)), None
@@ -272,9 +274,11 @@ class Grouping:
         unused = not any(p.roles for p in unit.places)
         if cause is None or not (unit.having("producer") or (unused and not cause.quiet)):
             return []
-        place = (makers or unit.places)[0]
         line = None if cause.eqn is None else source_line(cause.eqn)
-        return [Refusal(cause.reason, place.path, place.axis, line)]
+        return [
+            Refusal(cause.reason, place.path, place.axis, line)
+            for place in makers or unit.places[:1]
+        ]
 
     def _unused(self) -> tuple[Refusal, ...]:
         read = {v for op in self.tape.ops for v in op.ins} | self.tape.read

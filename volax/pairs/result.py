@@ -24,9 +24,13 @@ class Refusal:
     axis: int | None = None
     source: str | None = None
 
+    @property
+    def where(self) -> str:
+        """The parameter and its axis."""
+        return self.path if self.axis is None else f"{self.path} axis {self.axis}"
+
     def __str__(self) -> str:
-        where = self.path if self.axis is None else f"{self.path} axis {self.axis}"
-        return f"{where}: {self.reason}" + (f" ({self.source})" if self.source else "")
+        return f"{self.where}: {self.reason}" + (f" ({self.source})" if self.source else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Groups(Sequence):
             Refusal(g.note or "not a pair", m.path, _first_axis(m), g.source)
             for g in self.groups
             if not g.homogeneous
-            for m in g.producers[:1]
+            for m in g.producers
         )
         pairs = tuple(g for g in self.groups if g.homogeneous)
         return Groups(pairs, self.refused + others)
@@ -113,8 +117,18 @@ class Groups(Sequence):
             for row in rows
         ]
         if self.refused:
-            lines += ["", "refused:"] + [f"  {entry}" for entry in self.refused]
+            lines += ["", "refused:", *_collected(self.refused)]
         return "\n".join(lines)
+
+
+def _collected(refused: Sequence[Refusal]) -> Iterator[str]:
+    """One line for each reason and place in the source."""
+    alike: dict[tuple[str, str | None], list[Refusal]] = {}
+    for entry in refused:
+        alike.setdefault((entry.reason, entry.source), []).append(entry)
+    for entries in alike.values():
+        where = ", ".join(entry.where for entry in entries)
+        yield f"  {dataclasses.replace(entries[0], path=where, axis=None)}"
 
 
 def _first_axis(member: Member) -> int | None:

@@ -36,6 +36,7 @@ def solve(places: Sequence[Place], rows: Sequence[tuple[Row, Any]]) -> Solution:
       The degrees, or the operation that stands against the first candidate.
     """
     refusal = None
+    rows = sorted(rows, key=lambda row: row[1].law != "zero")  # the clearest reasons
     for tier in TIERS:
         found = []
         members = [p for p in places if _role(p) == tier]

@@ -67,7 +67,7 @@ class Op:
         (an unknown of its own).
       weights: of the operands under ``sum``.
       zero: when the result is zero at a unit whose weights are all zero: ``all`` or
-        ``any`` operand is, the ``first`` is, as in a ``div``, ``lost``, or
+        ``any`` operand is, the operand of a number is, as in a ``div``, ``lost``, or
         ``singular`` (not even finite).
       meet: the role of a weight that meets data here.
       contracted: pairs of axes, of the first and of the second operand.
@@ -83,7 +83,7 @@ class Op:
     links: tuple[Links, ...]
     law: str = "equal"
     weights: tuple[Any, ...] = ()
-    zero: str = "all"
+    zero: str | int = "all"
     meet: str = "scale"
     contracted: tuple[tuple[int, int], ...] = ()
     batch: tuple[frozenset[int], ...] = ()
@@ -103,6 +103,7 @@ class Tape:
         self.values: list[Value] = []
         self.labels: list[str] = []
         self.read: set[Value] = set()
+        self.sites: list[Any] = []
 
     def value(self, shape: Sequence[int], kind: int, **rest: Any) -> Value:
         """A new value; axes without a term get a fresh one."""
@@ -118,7 +119,15 @@ class Tape:
     ) -> None:
         """Refuses the units of an axis."""
         if term is not None:
-            terms.poison(term, Poison(reason, eqn, quiet))
+            terms.poison(term, Poison(reason, self.site(eqn), quiet))
+
+    def site(self, eqn: Any) -> Any:
+        """The equation whose source line a reader should see.
+
+        Inside a function of a library it is the call: the traceback within may be that
+        of another call, for which JAX traced the function first.
+        """
+        return self.sites[0] if self.sites else eqn
 
     def unify(self, a: Term | None, b: Term | None, eqn: Any) -> None:
         """Lines two axes up."""
@@ -167,7 +176,7 @@ class Tape:
         out = self.value(
             shape, kind, axes=axes, own=own, known=known, loops=loops
         )
-        done = Op(name, tuple(ins), out, tuple(links), eqn=eqn, **law)
+        done = Op(name, tuple(ins), out, tuple(links), eqn=self.site(eqn), **law)
         for i, (v, link) in enumerate(zip(ins, links)):
             followed = {a for a, _ in link.values()}
             followed |= {pair[i] for pair in done.contracted if i < 2}

@@ -12,7 +12,7 @@ from typing import Any
 
 from jax.extend import core
 
-from volax.pairs.compat import primitives
+from volax.pairs.compat import in_library, primitives
 from volax.pairs.rules import RULES
 from volax.pairs.rules.registry import shape_of
 from volax.pairs.tape import ACTIVATION, CONST, DATA, WEIGHT, Tape, Value
@@ -106,9 +106,14 @@ def _call(
     labelled = bool(name.isidentifier() and not tape.labels and _is_activation(jaxpr))
     if labelled:
         tape.labels.append(name)
+    foreign = in_library(jaxpr)
+    if foreign:
+        tape.sites.append(eqn)
     results = interpret(tape, jaxpr, consts, args, outs)
     if labelled:
         tape.labels.pop()
+    if foreign:
+        tape.sites.pop()
     return results
 
 

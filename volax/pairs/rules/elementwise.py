@@ -54,7 +54,20 @@ def known(eqn: Any, *ins: Value) -> float | None:
 @rule(primitives("add", "sub", "add_jaxvals", "max", "min", "clamp"))
 def additive(tape: Tape, eqn: Any, *ins: Value) -> Value:
     """All operands have to scale alike: a bias takes the degree of its units."""
-    return elementwise(tape, eqn, *ins, meet="bias", known=known(eqn, *ins))
+    number = known(eqn, *ins)
+    return elementwise(tape, eqn, *ins, meet="bias", known=number, zero=_bound(eqn, *ins))
+
+
+def _bound(eqn: Any, *ins: Value) -> str | int:
+    """Which operand decides about zero: known bounds around zero let it pass."""
+    name, numbers = eqn.primitive.name, [v.known for v in ins]
+    unknown = [k for k, n in enumerate(numbers) if n is None]
+    if len(unknown) != 1:
+        return "all"
+    low = name == "clamp" and numbers[0] is not None and numbers[0] <= 0 <= numbers[2]
+    high = [n for n in numbers if n is not None][0]
+    inside = {"max": high <= 0, "min": high >= 0, "clamp": low}
+    return unknown[0] if inside.get(name) else "all"
 
 
 @rule(primitives("mul", "div"))

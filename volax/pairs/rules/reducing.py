@@ -145,7 +145,7 @@ def gather(tape: Tape, eqn: Any, x: Value, index: Value) -> Value:
     return tape.op(
         eqn, [x, index], axes, links, law="sum", weights=(1, 0), meet="producer",
         mixed=tuple(mixed), why="looked up by index", kind=_looked_up(x, index),
-        zero="first",
+        zero=0,
     )  # fmt: skip
 
 
