@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 from volax import masks
 from volax.pairs import layout
@@ -35,7 +36,7 @@ def check_groups(
         drawn at random.
       state_outputs: as in :func:`find_groups`; these outputs are not compared.
       tolerance: largest relative difference; by default the square root of the
-        coarsest machine epsilon among parameters and outputs.
+        coarsest machine epsilon of the floats that the program computes with.
       seed: of all random numbers.
 
     Returns:
@@ -60,9 +61,14 @@ def check_groups(
     params, *inputs = (_drawn(rng, tree) for tree in (model.params, *model.inputs))
     listed = (groups,) if isinstance(groups, Group) else tuple(groups)
     shapes = masks.named_leaves(params)
-    run = jax.jit(lambda tree: _outputs(model.fn(tree, *inputs), model.state_outputs))
+    # The inputs are arguments: nnx refuses to change state that was closed over.
+    compiled = jax.jit(lambda *all: _outputs(model.fn(*all), model.state_outputs))
+
+    def run(tree: Any) -> Any:
+        return compiled(tree, *inputs)
+
     plain = _arrays(run(params))
-    limit = _tolerance(params, plain) if tolerance is None else tolerance
+    limit = _tolerance(run, params) if tolerance is None else tolerance
     worst = []
     for group in listed:
         group = group.fit(shapes, "check_groups: group")
@@ -114,9 +120,19 @@ def _arrays(outputs: Any) -> list[np.ndarray]:
     return found
 
 
-def _tolerance(params: Any, outputs: Any) -> float:
-    kinds = [x.dtype for x in jax.tree.leaves(params)]
-    return float(max(jnp.finfo(d).eps for d in kinds if jnp.issubdtype(d, jnp.floating))) ** 0.5
+def _tolerance(run: Any, params: Any) -> float:
+    """The square root of the coarsest precision that the program computes with."""
+    kinds: set[Any] = set()
+
+    def visit(jaxpr: Any) -> None:
+        for eqn in jaxpr.eqns:
+            kinds.update(getattr(v.aval, "dtype", None) for v in eqn.outvars)
+            for inner in jaxprs_in_params(eqn.params):
+                visit(inner)
+
+    visit(jax.make_jaxpr(run)(params).jaxpr)
+    floats = [d for d in kinds if d is not None and jnp.issubdtype(d, jnp.floating)]
+    return float(max(jnp.finfo(d).eps for d in floats)) ** 0.5
 
 
 def _difference(a: list[np.ndarray], b: list[np.ndarray]) -> float:
