@@ -58,7 +58,11 @@ def check_groups(
     """
     model = traceable(fn, args, (), state_outputs, "check_groups")
     rng = np.random.default_rng(seed)
-    params, *inputs = (_drawn(rng, tree) for tree in (model.params, *model.inputs))
+    params = _drawn(rng, model.params)
+    inputs = [
+        _drawn(rng, tree, positive=k in model.states)
+        for k, tree in enumerate(model.inputs)
+    ]
     listed = (groups,) if isinstance(groups, Group) else tuple(groups)
     shapes = masks.named_leaves(params)
     # The inputs are arguments: nnx refuses to change state that was closed over.
@@ -85,8 +89,8 @@ def check_groups(
     return tuple(worst)
 
 
-def _drawn(rng: np.random.Generator, tree: Any) -> Any:
-    """Random arrays where only shapes are given, of a size that trains."""
+def _drawn(rng: np.random.Generator, tree: Any, positive: bool = False) -> Any:
+    """Random arrays where only shapes are given; a variance has to be positive."""
 
     def draw(leaf: Any) -> Any:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -96,7 +100,8 @@ def _drawn(rng: np.random.Generator, tree: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.zeros(leaf.shape, leaf.dtype)
         fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 1
-        return jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(fan_in), leaf.dtype)
+        values = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
+        return jnp.asarray(np.abs(values) if positive else values, leaf.dtype)
 
     return jax.tree.map(draw, tree)
 
