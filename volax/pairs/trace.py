@@ -64,7 +64,7 @@ def interpret(
 
 
 def _peek(env: dict, atom: Any, tape: Tape) -> Value | None:
-    return constant(tape, atom.val) if isinstance(atom, core.Literal) else env[atom]
+    return constant(tape, atom.val) if isinstance(atom, core.Literal) else env.get(atom)
 
 
 def constant(tape: Tape, value: Any, captured: bool = False) -> Value:
