@@ -101,7 +101,9 @@ def trained(kind, k, width, w, h):
         return jnp.einsum("bhk,hkd->bd", relu(heads), w(f"o{k}", 2, width, width))
     if kind == "grouped":
         parts = h.reshape(h.shape[0], 2, n // 2)
-        return jnp.einsum("bgi,gio->bgo", parts, w(f"e{k}", 2, n // 2, 2)).reshape(-1, 4)
+        return jnp.einsum("bgi,gio->bgo", parts, w(f"e{k}", 2, n // 2, 2)).reshape(
+            -1, 4
+        )
     if kind == "filter":
         return relu(jnp.einsum("bi,bi->bi", h, h * w(f"f{k}", n)))
     if kind == "again":  # the same weights on two inputs
@@ -131,9 +133,7 @@ def grown(program, outputs):
     return fn
 
 
-steps = st.tuples(
-    st.sampled_from([*TRAINED, *PLAIN, "skip"]), st.sampled_from(WIDTHS)
-)
+steps = st.tuples(st.sampled_from([*TRAINED, *PLAIN, "skip"]), st.sampled_from(WIDTHS))
 programs = st.lists(steps, min_size=1, max_size=7)
 
 

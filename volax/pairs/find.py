@@ -130,7 +130,9 @@ def _search(given: Traceable, what: str) -> Groups:
     if not read & set(params.values()):
         some = ", ".join(list(params)[:3])
         raise ValueError(f"{what}: fn uses none of its parameters, such as {some}")
-    made = {leaf for v in params.values() for t in v.axes if t for leaf in terms.leaves(t)}
+    made = {
+        leaf for v in params.values() for t in v.axes if t for leaf in terms.leaves(t)
+    }
     found = set(state_like([v for _, v in trees], made))
     states += [(path, v) for path, v in trees if v in found]
     data += [v for _, v in trees if v not in found]
