@@ -131,7 +131,8 @@ LINEN = {
     "resnet18_plain": (linen.ResNet(norm=False), LARGE, resnet(8, 2, False), 4),
     "resnet50": (
         linen.ResNet((3, 4, 6, 3), True), LARGE,
-        [norm("BatchNorm_0", "Block_0/Conv_0", "Block_0/proj"), *resnet(16, 3, True)], 4,
+        [norm("BatchNorm_0", "Block_0/Conv_0", "Block_0/proj"), *resnet(16, 3, True)],
+        4,
     ),
     "resnet50_plain": (
         linen.ResNet((3, 4, 6, 3), True, False), LARGE,
@@ -168,7 +169,8 @@ LINEN = {
                   member("Dense_0/kernel", positions=256, stride=18, offset=6)),
             layer("Conv_2", part("Conv_3/kernel", 2, 10, 4),
                   member("Dense_0/kernel", positions=256, stride=18, offset=10)),
-            layer("Conv_3", member("Dense_0/kernel", positions=256, stride=18, offset=14)),
+            layer("Conv_3",
+                  member("Dense_0/kernel", positions=256, stride=18, offset=14)),
         ], [],
     ),
     "inception": (
