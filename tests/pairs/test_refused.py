@@ -193,7 +193,7 @@ REFUSED = {
         lora_merged, shaped(a=(4, 2), b=(2, 8), w2=(8, 3)), None, "",
     ),
     "roll_mix": (
-        between(lambda h: h + jnp.roll(h, 3, -1)), W, "w1", "single one|brought together",
+        between(lambda h: h + jnp.roll(h, 3, -1)), W, "w1", "single one|together",
     ),
 }  # fmt: skip
 
