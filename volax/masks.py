@@ -99,7 +99,7 @@ def by_prefix(prefix: Any, tree: Any, what: str) -> dict[str, Any]:
     for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)[0]:
         raw = jax.tree_util.keystr(path, simple=True, separator="/")
         name = key_path(path)
-        above = [key for key in entries if _stands_above(key, (raw, name))]
+        above = [k for k in entries if is_above(k, raw) or is_above(k, name)]
         used.update(above)
         if above:
             values[name] = entries[max(above, key=len)]
@@ -110,8 +110,9 @@ def by_prefix(prefix: Any, tree: Any, what: str) -> dict[str, Any]:
     return values
 
 
-def _stands_above(key: str, names: tuple[str, ...]) -> bool:
-    return not key or any(n == key or n.startswith(key + "/") for n in names)
+def is_above(key: str, path: str) -> bool:
+    """Whether a key path is another one, or stands above it in the tree."""
+    return not key or path == key or path.startswith(key + "/")
 
 
 class Mask:

@@ -14,7 +14,7 @@ CONFIG = CONFIGS / "digits_path_prox.py"
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, quick_compilation):
     """Starts the command, far from the repository."""
 
     def start(*arguments):
@@ -25,7 +25,7 @@ def start(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
-            env=environment,
+            env=environment | quick_compilation,
         )
 
     return start
@@ -48,7 +48,7 @@ def command(start):
     [
         (
             "--config.path_prox.strenght=1",
-            "the config has no 'path_prox.strenght'; did you mean 'path_prox.strength'?",
+            "no 'path_prox.strenght'; did you mean 'path_prox.strength'?",
         ),
         ("--config.epoch=1", "the config has no 'epoch'; did you mean 'epochs'?"),
         ("--config.epochs=many", "flag --config.epochs=many: invalid literal"),
@@ -87,7 +87,7 @@ def wait_for_rows(workdir, count, process):
 
 
 def test_ctrl_c_and_kill_lose_nothing(start, load_config, tmp_path):
-    settings = {**SMALL, "epochs": 25}
+    settings = {**SMALL, "epochs": 12}
     workdir = tmp_path / "run"
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
     arguments = [f"--config={CONFIG}", f"--workdir={workdir}", *overrides]
@@ -100,7 +100,7 @@ def test_ctrl_c_and_kill_lose_nothing(start, load_config, tmp_path):
     assert err == "\nStopped; the same command resumes from the last checkpoint.\n"
 
     process = start(*arguments)
-    wait_for_rows(workdir, 30, process)
+    wait_for_rows(workdir, 15, process)
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL

@@ -2,7 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,9 @@ def write_json(path: Path, value: Any) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text))
 
 
-def claim_workdir(workdir: Path, settings: dict, *, may_change: set, may_grow: set):
+def claim_workdir(
+    workdir: Path, settings: dict, *, may_change: set[str], may_grow: set[str]
+) -> None:
     """Record the settings in `workdir`, or check them against the recorded ones.
 
     Args:
@@ -48,7 +53,7 @@ def claim_workdir(workdir: Path, settings: dict, *, may_change: set, may_grow: s
             for key in sorted(recorded.keys() | settings.keys())
             if key not in may_change
             and recorded.get(key) != settings.get(key)
-            and not (key in may_grow and recorded[key] < settings[key])
+            and not (key in may_grow and recorded.get(key, 0) < settings[key])
         ]
         if differs:
             raise UserError(
@@ -56,6 +61,22 @@ def claim_workdir(workdir: Path, settings: dict, *, may_change: set, may_grow: s
                 "choose another --workdir or delete this one"
             )
     write_json(path, settings)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off to the end of the block: the checkpoint library has threads."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where Ctrl-C never arrives
+        return
+    arrived = []
+    handler = signal.signal(signal.SIGINT, lambda *_: arrived.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if arrived:
+        raise KeyboardInterrupt
 
 
 class Checkpoints:
@@ -67,12 +88,14 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         self._folder = folder
+        folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=False,
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        with _uninterrupted():
+            self._manager = ocp.CheckpointManager(folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -83,9 +106,10 @@ class Checkpoints:
     def save(self, state: Any, rows: list[dict]) -> None:
         """Store the arrays and the rows of all epochs so far, in one step."""
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), rows=ocp.args.JsonSave(rows)
+            state=ocp.args.StandardSave(state), rows=ocp.args.JsonSave({"rows": rows})
         )
-        self._manager.save(len(rows), args=items)
+        with _uninterrupted():
+            self._manager.save(len(rows), args=items)
 
     def restore(self, state: Any) -> tuple[Any, list[dict]]:
         """Load the last checkpoint, shaped like `state`; `state` where none is."""
@@ -97,10 +121,12 @@ class Checkpoints:
             state=ocp.args.StandardRestore(like), rows=ocp.args.JsonRestore()
         )
         try:
-            restored = self._manager.restore(step, args=items)
-        except (OSError, ValueError, KeyError) as error:
+            with _uninterrupted():
+                restored = self._manager.restore(step, args=items)
+        except Exception as error:  # just that is what a damaged array raises
+            what = str(error).partition(". ")[0].partition("\n")[0]
             raise UserError(
-                f"{self._folder / str(step)} cannot be read ({error}); delete it to "
+                f"{self._folder / str(step)} cannot be read ({what}); delete it to "
                 "resume from the one before"
             ) from error
-        return restored.state, restored.rows
+        return restored["state"], restored["rows"]["rows"]

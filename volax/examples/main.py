@@ -5,19 +5,25 @@ Any setting of the config can be overridden: `--config.optimizer.learning_rate=0
 
 import difflib
 import sys
+from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from volax.examples.errors import UserError
+from volax.examples.settings import flatten
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="Config file, such as configs/digits_path_prox.py."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for metrics, report, curves and checkpoints."
+    "workdir",
+    None,
+    "Folder for metrics, report, curves and checkpoints.",
+    required=True,
 )
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def run() -> None:
@@ -30,7 +36,10 @@ def _main(argv: list[str]) -> int:
     try:
         if argv[1:]:
             raise UserError(f"what is {argv[1]!r}? settings are --config.NAME=VALUE")
-        # Only now: a mistake on the command line is answered without JAX's start-up.
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        if not Path(path).is_file():
+            raise UserError(f"there is no config file {path!r}")
+        # Only now: a mistake on the command line is answered before the slow imports.
         from volax.examples.train import train_and_evaluate
 
         train_and_evaluate(_CONFIG.value, _WORKDIR.value)
@@ -51,31 +60,24 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        _exit(str(error))
+        _exit(str(error).splitlines()[0])
     except (AttributeError, KeyError, TypeError):
+        # ml_collections raises one of these, and takes the settings from sys.argv.
         overrides = [a for a in argv if a.startswith("--config.")]
-        flags.FLAGS([a for a in argv if a not in overrides])
-        known = _keys(_CONFIG.value)
+        sys.argv = [a for a in argv if a not in overrides]
+        flags.FLAGS(sys.argv)
+        known = list(flatten(_CONFIG.value))
         for override in overrides:
             key = override.removeprefix("--config.").partition("=")[0]
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0)
                 _exit(f"the config has no {key!r}; did you mean {near[0]!r}?")
         raise
-    raise AssertionError("unreachable")
 
 
-def _exit(message: str) -> None:
+def _exit(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in config.items():
-        nested = isinstance(value, ConfigDict)
-        keys += _keys(value, f"{prefix}{key}.") if nested else [prefix + key]
-    return keys
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ class Axis:
 
     Attributes:
       axis: the number of the axis.
-      offset: index of the first unit at the first free position.
+      offset: index of the first unit at the first free position; -1 in a hand-written
+        record says that the units fill the axis.
       sizes: extent of each factor of the index; in a hand-written record that was not
         yet fitted to a tree, -1 is the number of units, which only the tree tells.
       strides: stride of each factor; -1 is the number of units likewise.
@@ -50,6 +51,7 @@ class Axis:
         return dataclasses.replace(
             self,
             axis=self.axis % ndim if -ndim <= self.axis < ndim else self.axis,
+            offset=max(self.offset, 0),
             sizes=tuple(o if s == -1 else s for s, o in zip(self.sizes, own)),
             strides=tuple(sizes[-1] if s == -1 else s for s in self.strides),
         )
@@ -210,7 +212,6 @@ def _fit(
     member: Member, sizes: tuple[int, ...], shape: tuple[int, ...], where: str
 ) -> Member:
     """Fills one member's open sizes and checks that it lies inside its parameter."""
-    whole = any(-1 in a.sizes for a in member.axes)
     axes = tuple(a.fill(sizes, len(shape)) for a in member.axes)
     for axis, written in zip(axes, member.axes):
         if not 0 <= axis.axis < len(shape):
@@ -222,7 +223,7 @@ def _fit(
         last = int(axis.indices().max(initial=0))
         counts = [s for s, u in zip(axis.sizes, axis.units) if u is not None]
         units = [sizes[u] for u in axis.units if u is not None]
-        covers = extent == length or not whole or written.offset or _strided(written)
+        covers = extent == length or written.offset >= 0
         if last >= length or counts != units or not covers:
             positions = extent // max(math.prod(units), 1)
             raise ValueError(
@@ -236,15 +237,11 @@ def _fit(
     return dataclasses.replace(member, axes=axes)
 
 
-def _strided(axis: Axis) -> bool:
-    return any(s not in (1, -1) for s in axis.strides)
-
-
 def member(
     path: str,
     axis: int | None = None,
     *,
-    offset: int = 0,
+    offset: int = -1,
     positions: int = 1,
     stride: int = -1,
 ) -> Member:
@@ -258,7 +255,8 @@ def member(
       axis: the axis of the units; by default the last one for producers and biases,
         the last but one for consumers (dense ``[in, out]``, convolution
         ``[..., in, out]``).
-      offset: index of the first unit, where the consumer reads a concatenation.
+      offset: index of the first unit, where the consumer reads a concatenation; -1
+        says that the units fill the axis.
       positions: how often the units repeat along the axis, channel fastest, where the
         consumer stands behind a flatten.
       stride: distance between two positions; -1 is the number of units.
@@ -273,7 +271,7 @@ def member(
       >>> member("head/kernel", positions=49).axes[0].sizes
       (49, -1)
     """
-    if offset < 0 or positions < 1 or stride == 0 or stride < -1:
+    if offset < -1 or positions < 1 or stride == 0 or stride < -1:
         raise ValueError(
             f"member {path!r}: expected offset >= 0, positions >= 1 and stride >= 1, "
             f"got offset={offset}, positions={positions}, stride={stride}"
@@ -281,7 +279,7 @@ def member(
     spread = positions > 1 or stride != -1
     layout = Axis(
         axis if axis is not None else _DEFAULT,
-        offset,
+        max(offset, 0) if stride != -1 else offset,
         (positions, -1) if spread else (-1,),
         (stride, 1) if spread else (1,),
         (None, 0) if spread else (0,),
@@ -358,7 +356,7 @@ def _role(what: str | Member, role: str, degree: int, layers: int) -> Member:
     layout = dataclasses.replace(
         layout, units=tuple(None if u is None else layers for u in layout.units)
     )
-    stacked = tuple(Axis(k, units=(k,)) for k in range(layers))
+    stacked = tuple(Axis(k, -1, units=(k,)) for k in range(layers))
     return Member(given.path, role, degree, (*stacked, layout))
 
 

@@ -35,9 +35,11 @@ def wall(
     volume = jnp.asarray(volume, w.dtype)
     if isinstance(alpha, (int, float)) and alpha == 0:
         return jnp.clip(w, -volume, volume)
+    if isinstance(alpha, (int, float)) and alpha == 1:
+        return w
     alpha = jnp.asarray(alpha, w.dtype)
     size = jnp.abs(w)
     # 0 * inf is NaN: an infinite weight must stop at the wall like any other.
     behind = volume + jnp.where(alpha == 0, 0, alpha * (size - volume))
     behind = jnp.where(alpha <= 0, jnp.maximum(behind, -volume), behind)
-    return jnp.where(size > volume, jnp.sign(w) * behind, w)
+    return jnp.where((size > volume) & (alpha != 1), jnp.sign(w) * behind, w)

@@ -79,7 +79,8 @@ def tentative_weights(
                         "real floating dtype; exclude it with a mask"
                     )
             dtype = jnp.promote_types(p.dtype, u.dtype)
-            weights[path] = Weights(p, p.astype(dtype) + u.astype(dtype))
+            after = _rounded(p.astype(dtype) + u.astype(dtype), dtype)
+            weights[path] = Weights(p, after)
     return weights
 
 

@@ -1,0 +1,225 @@
+"""Bad input: each error names the argument or key path, what came."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import volax
+
+PAIR = volax.pair("l1/kernel", "l2/kernel", bias="l1/bias")
+PARAMS = {
+    "l1": {"kernel": jnp.ones((3, 4)), "bias": jnp.zeros(4)},
+    "l2": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)},
+}
+
+
+def update(tx, params=PARAMS):
+    return tx.update(params, tx.init(params), params)
+
+
+AT_CONSTRUCTION = [
+    (lambda: volax.volumize(1.0, 1.5), r"volumize: alpha must be .*\[-1, 1\].*got 1.5"),
+    (lambda: volax.volumize(1.0, np.nan), "volumize: alpha .*got nan"),
+    (lambda: volax.volumize(-0.1), r"volumize: volume must be .*>= 0.*got -0.1"),
+    (lambda: volax.volumize(jnp.nan), "volumize: volume .*got nan"),
+    (lambda: volax.volumize({"l1": -1.0}), "volumize: volume .*got -1.0"),
+    (lambda: volax.volumize("big"), "volumize: volume .*got 'big'"),
+    (lambda: volax.volumize(True), "volumize: volume .*got True"),
+    (lambda: volax.relative_to_init(-1.0), "relative_to_init: scale .*got -1.0"),
+    (
+        lambda: volax.volumized(optax.adam(0.1), 1.0, -2),
+        r"volumized: alpha must be .*got -2",
+    ),
+    (lambda: volax.lp_decay(0.1, -1.0, 1), "lp_decay: strength .*>= 0.*got -1.0"),
+    (lambda: volax.lp_decay(0.1, np.inf, 1), "lp_decay: strength .*got inf"),
+    (lambda: volax.lp_decay(np.nan, 0.1, 1), "lp_decay: learning_rate .*got nan"),
+    (lambda: volax.lp_decay(0.1, 0.1, -0.5), "lp_decay: p must be .*got -0.5"),
+    (lambda: volax.lp_decay(0.1, 0.1, None), "lp_decay: p must be .*got None"),
+    (lambda: volax.lp_decay(0.1, 0.1, 1, snap_below=-1), "lp_decay: snap_below .*-1"),
+    (
+        lambda: volax.lp_decay(0.1, 0.1, 1, zeros="x"),
+        "zeros must be 'sticky' or 'free'",
+    ),
+    (lambda: volax.lp_decay(0.1, 0.1, 1, reference="x"), "reference must be 'before'"),
+    (lambda: volax.path_prox(0.1, -1.0, PAIR), "path_prox: strength .*got -1.0"),
+    (lambda: volax.path_prox(0.1, 0.1, PAIR, normalize="x"), "normalize must be 'proj"),
+    (lambda: volax.path_prox(0.1, 0.1, []), "path_prox: pairs is empty"),
+    (lambda: volax.path_prox(0.1, 0.1, ["l1"]), "volax.pair .*got str"),
+    (lambda: volax.path_prox(0.1, 0.1, 3), "volax.pair .*got int"),
+    (lambda: volax.pair("a", []), "pair: 'a' needs at least one consumer"),
+    (lambda: volax.pair("a", ["b", "a"]), "pair: 'a' stands on both sides"),
+    (lambda: volax.member("a", offset=-2), "member 'a': expected offset >= 0"),
+    (lambda: volax.path_matches("("), r"path_matches: regex .*got '\('"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), AT_CONSTRUCTION)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (
+            volax.pair("l1/kernal", "l2/kernel"),
+            "producer 'l1/kernal' is not in the tree",
+        ),
+        (volax.pair("l1/kernal", "l2/kernel"), "nearest: l1/kernel"),
+        (volax.pair("l1/kernel", "l2/x"), "consumer 'l2/x' is not in the tree"),
+        (volax.pair("l2/kernel", "l1/kernel"), "'l1/kernel' has 3 .*expected 2 units"),
+        (
+            volax.pair("l1/kernel", "l2/kernel", bias="l2/bias"),
+            "bias 'l2/bias' has 2 entries along axis 0, expected 4 units",
+        ),
+        (
+            volax.pair("l1/kernel", volax.member("l2/kernel", positions=2)),
+            "expected 4 units x 2 positions",
+        ),
+        (
+            volax.pair("l1/kernel", volax.member("l2/kernel", offset=1)),
+            "expected 4 units from offset 1",
+        ),
+        (
+            volax.pair(volax.member("l1/kernel", 2), "l2/kernel"),
+            r"shape \(3, 4\), which has no axis 2",
+        ),
+        ([PAIR, PAIR], "'l1/kernel' is a producer of two pairs whose units overlap"),
+        (
+            [PAIR, volax.pair("l1/bias", volax.member("l2/kernel", 0))],
+            "'l2/kernel' is a consumer of two pairs whose units overlap",
+        ),
+    ],
+)
+def test_pairs_that_do_not_fit(pairs, message):
+    with pytest.raises(ValueError, match=message):
+        update(volax.path_prox(0.1, 0.1, pairs))
+
+
+def test_consumers_at_different_offsets_do_not_overlap():
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((3, 2)), "v": jnp.ones((6, 2))}
+    pairs = [volax.pair("a", volax.member("v", offset=k)) for k in (0, 1)]
+    with pytest.raises(ValueError, match="producer of two pairs"):
+        update(volax.path_prox(0.1, 0.1, pairs), params)
+    side_by_side = [
+        volax.pair("a", volax.member("v", offset=0)),
+        volax.pair("b", volax.member("v", offset=4)),
+    ]
+    update(volax.path_prox(0.1, 0.1, side_by_side), params)
+    params["b"] = jnp.ones((3, 4))
+    params["v"] = jnp.ones((8, 2))
+    overlapping = [
+        volax.pair("a", volax.member("v", offset=0)),
+        volax.pair("b", volax.member("v", offset=3)),
+    ]
+    with pytest.raises(ValueError, match="'v' is a consumer of two pairs"):
+        update(volax.path_prox(0.1, 0.1, overlapping), params)
+
+
+@pytest.mark.parametrize("half", ["l1", "l2"])
+def test_a_pair_masked_out_by_half(half):
+    mask = {"l1": half != "l1", "l2": half != "l2"}
+    tx = optax.masked(volax.path_prox(0.1, 0.1, PAIR), mask)
+    with pytest.raises(
+        ValueError, match=rf"masked out by half.*{half}/kernel.* masked"
+    ):
+        update(tx)
+
+
+def test_a_pair_masked_out_as_a_whole_is_left_out():
+    params = PARAMS | {"l3": jnp.ones((3, 4)), "l4": jnp.ones((4, 2))}
+    other = volax.pair("l3", "l4")
+    mask = {"l1": False, "l2": False, "l3": True, "l4": True}
+    tx = optax.masked(volax.path_prox(0.1, 0.1, [PAIR, other]), mask)
+    updates, _ = update(tx, params)
+    np.testing.assert_array_equal(updates["l1"]["kernel"], params["l1"]["kernel"])
+    assert (updates["l3"] != params["l3"]).any()
+    with pytest.raises(ValueError, match=r"path_prox: mask .*selects none"):
+        update(optax.masked(volax.path_prox(0.1, 0.1, PAIR), mask), params)
+
+
+def test_balance_refuses_pairs_that_share_a_parameter():
+    params = {k: jnp.ones((4, 4)) for k in "abc"}
+    pairs = [volax.pair("a", "b"), volax.pair("b", "c")]
+    with pytest.raises(ValueError, match="balance needs pairs that share no parameter"):
+        update(volax.path_prox(0.1, 0.1, pairs, balance=True), params)
+
+
+def test_an_all_zero_leaf_under_lp_decay():
+    params = {"in": jnp.ones((2, 2)), "out": jnp.zeros((2, 2))}
+    message = r"leaf 'out' starts at all zeros.*mask=.*zeros='free'"
+    with pytest.raises(ValueError, match=message):
+        volax.lp_decay(0.1, 0.1, 1).init(params)
+    with pytest.raises(ValueError, match=message):
+        volax.lp_adam(0.1, 0.1, optax.constant_schedule(1.0)).init(params)
+    # It matters nowhere else, and is not known under jit or for shapes.
+    volax.lp_decay(0.1, 0.1, 2).init(params)
+    volax.lp_decay(0.1, 0.0, 1).init(params)
+    volax.lp_decay(0.1, 0.1, 1, zeros="free").init(params)
+    volax.lp_decay(0.1, 0.1, 1, reference="after").init(params)
+    volax.lp_decay(0.1, 0.1, 1, mask=volax.path_matches("in")).init(params)
+    volax.lp_decay(0.1, 0.1, 1).init(jax.eval_shape(lambda: params))
+    jax.jit(volax.lp_decay(0.1, 0.1, 1).init)(params)
+
+
+MASKS = [
+    (volax.path_matches("kernal"), "selects none of the 4 leaves, such as l1/bias"),
+    (jax.tree.map(lambda x: False, PARAMS), "selects none of the 4 leaves"),
+    (lambda p: jax.tree.map(lambda x: False, p), "selects none of the 4 leaves"),
+    (lambda p: True, "single value True, .*static_args"),
+    (False, "single value False"),
+    ("matrix", "mask must be 'matrices', 'all'.*got 'matrix'"),
+    ({"l1": True, "l3": False}, "mask: the entry 'l3' stands above no leaf"),
+    ({"l1": 1, "l2": False}, "mask at 'l1/bias' must be a bool, got int"),
+]
+
+
+@pytest.mark.parametrize(("mask", "message"), MASKS)
+@pytest.mark.parametrize("name", ["volumize", "lp_decay"])
+def test_bad_masks(mask, message, name):
+    tx = {
+        "volumize": lambda: volax.volumize(0.1, mask=mask),
+        "lp_decay": lambda: volax.lp_decay(0.1, 0.1, 2, mask=mask),
+    }[name]()
+    with pytest.raises(ValueError, match=rf"{name}.*{message}"):
+        update(tx)
+
+
+def test_a_mask_function_taken_for_a_schedule():
+    def mask(params):
+        return jax.tree.map(lambda x: jnp.ndim(x) == 2, params)
+
+    injected = optax.inject_hyperparams(volax.volumize)(0.1, mask=mask)
+    with pytest.raises(ValueError, match=r"volumize: mask .*static_args"):
+        update(injected)
+    injected = optax.inject_hyperparams(volax.volumize, static_args="mask")(
+        0.1, mask=mask
+    )
+    updates, _ = update(injected)
+    assert float(updates["l1"]["kernel"].max()) < 0
+
+
+def test_volumes_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"no entry for leaf 'l2/bias', only for l1/"):
+        update(volax.volumize({"l1": 0.1}))
+    with pytest.raises(ValueError, match="volume: the entry 'l3' stands above no leaf"):
+        update(volax.volumize({"l1": 0.1, "l2": 0.1, "l3": 0.1}))
+    with pytest.raises(ValueError, match=r"shape \(7,\) does not broadcast .*l1/bias"):
+        update(volax.volumize(np.ones(7)))
+    update(volax.volumize({"l1": 0.1}, mask=volax.path_matches("^l1")))
+
+
+def test_integer_leaves_are_refused_by_name():
+    params = PARAMS | {"steps": jnp.zeros(3, jnp.int32)}
+    with pytest.raises(ValueError, match=r"'steps' has dtype int32.*with a mask"):
+        update(volax.volumize(0.1), params)
+    update(volax.volumize(0.1, mask=volax.path_matches("kernel")), params)
+
+
+def test_two_leaves_of_one_key_path():
+    params = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
+    with pytest.raises(ValueError, match=r"two leaves of the tree share .*'a/b'"):
+        update(volax.volumize(0.1), params)

@@ -1,0 +1,123 @@
+"""Key paths and masks over the spellings of the libraries."""
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import volax
+from volax import masks
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.l1 = nnx.Linear(3, 4, rngs=rngs)
+        self.layers = nnx.List([nnx.Linear(4, 2, rngs=rngs)])
+
+
+def test_nnx_paths_are_the_same_boxed_and_pure():
+    state = nnx.state(Net(nnx.Rngs(0)), nnx.Param)
+    expected = {"l1/kernel", "l1/bias", "layers/0/kernel", "layers/0/bias"}
+    assert set(masks.named_leaves(state)) == expected
+    assert set(masks.named_leaves(nnx.to_pure_dict(state))) == expected
+    seen = []
+    spy = optax.GradientTransformation(
+        lambda p: seen.append(set(masks.named_leaves(p))) or optax.EmptyState(),
+        lambda u, s, p: (u, seen.append(set(masks.named_leaves(p))) or s),
+    )
+    model = Net(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, spy, wrt=nnx.Param)
+    optimizer.update(model, nnx.state(model, nnx.Param))
+    assert seen == [expected, expected]
+
+
+def test_linen_collections_and_boxes_are_dropped():
+    dense = nn.Dense(2, kernel_init=nn.with_partitioning(nn.initializers.ones, "xy"))
+    variables = dense.init(jax.random.key(0), jnp.ones((1, 3)))
+    assert set(masks.named_leaves(variables)) == {"kernel", "bias"}
+    assert set(masks.named_leaves(variables["params"])) == {"kernel", "bias"}
+
+
+def test_equinox_paths():
+    mlp = eqx.filter(eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0)), eqx.is_array)
+    paths = {f"layers/{i}/{name}" for i in range(2) for name in ("weight", "bias")}
+    assert set(masks.named_leaves(mlp)) == paths
+
+
+TREE = {
+    "l1": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+    "l2": [jnp.ones((2, 2)), jnp.ones((2, 2, 2))],
+}
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (None, {"l1/kernel", "l1/bias", "l2/0", "l2/1"}),
+        ("all", {"l1/kernel", "l1/bias", "l2/0", "l2/1"}),
+        ("matrices", {"l1/kernel", "l2/0", "l2/1"}),
+        (volax.path_matches("^l2/"), {"l2/0", "l2/1"}),
+        (volax.unpaired([volax.pair("l1/kernel", "l2/0")]), {"l2/1"}),
+        (volax.unpaired(volax.pair("l1/kernel", "l2/0")), {"l2/1"}),
+        ({"l1": True, "l2": [False, True]}, {"l1/kernel", "l1/bias", "l2/1"}),
+        ({"l1": {"kernel": np.True_, "bias": False}, "l2": False}, {"l1/kernel"}),
+        (lambda p: jax.tree.map(lambda x: x.ndim == 3, p), {"l2/1"}),
+    ],
+)
+def test_selection(mask, expected):
+    assert masks.selected(mask, TREE, "test") == expected
+    shapes = jax.eval_shape(lambda: TREE)
+    assert masks.selected(mask, shapes, "test") == expected
+
+
+def test_our_masks_serve_optax():
+    mask = volax.unpaired(volax.pair("l1/kernel", "l2/0"))
+    tx = optax.add_decayed_weights(0.5, mask=mask.tree)
+    zeros = jax.tree.map(jnp.zeros_like, TREE)
+    updates, _ = tx.update(zeros, tx.init(TREE), TREE)
+    decayed = [k for k, u in masks.named_leaves(updates).items() if bool(u.any())]
+    assert decayed == ["l2/1"]
+
+
+def test_nothing_of_ours_is_callable():
+    pair = volax.pair("a", "b")
+    ours = [
+        pair,
+        volax.member("a"),
+        volax.path_matches("a"),
+        volax.unpaired(pair),
+        volax.relative_to_init(1.0),
+    ]
+    assert not any(callable(x) for x in ours)
+    assert len({*ours}) == len(ours)
+
+
+def test_a_volume_for_each_layer():
+    volumes = {
+        "l1": {"kernel": 0.1, "bias": optax.linear_schedule(0.2, 0.1, 1)},
+        "l2": volax.relative_to_init(0.5),
+    }
+    tx = volax.volumize(volumes)
+    params, state = TREE, tx.init(TREE)
+    for bound in (0.2, 0.1):
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+        largest = {k: float(x.max()) for k, x in masks.named_leaves(params).items()}
+        assert largest == pytest.approx(
+            {"l1/kernel": 0.1, "l1/bias": bound, "l2/0": 0.5, "l2/1": 0.5}
+        )
+
+
+def test_relative_volumes_take_the_magnitude_and_leave_zero_leaves_free():
+    params = {"skewed": jnp.array([0.1, -2.0]), "zero": jnp.zeros(2)}
+    tx = volax.volumize(volax.relative_to_init(1.5))
+    updates, _ = tx.update(
+        jax.tree.map(lambda x: jnp.full_like(x, 10.0), params), tx.init(params), params
+    )
+    new = optax.apply_updates(params, updates)
+    assert new["skewed"].tolist() == [3.0, 3.0]
+    assert new["zero"].tolist() == [10.0, 10.0]
