@@ -1,0 +1,38 @@
+"""The table of rules: one for each primitive, keyed by the primitive itself."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from jax.extend.core import Primitive
+
+from volax.pairs.tape import Links, Value
+
+Rule = Callable[..., Value | list[Value]]
+R = TypeVar("R", bound=Rule)
+RULES: dict[Primitive, Rule] = {}
+
+
+def rule(*groups: Iterable[Primitive]) -> Callable[[R], R]:
+    """Registers a function ``rule(tape, eqn, *operands)`` for primitives."""
+
+    def register(fn: R) -> R:
+        for group in groups:
+            for primitive in group:
+                RULES[primitive] = fn
+        return fn
+
+    return register
+
+
+def same(value: Value, *but: int) -> Links:
+    """Links every axis of an operand to the same axis of the result."""
+    return {
+        k: (k, 0)
+        for k, term in enumerate(value.axes)
+        if term is not None and k not in but
+    }
+
+
+def shape_of(eqn: Any, k: int = 0) -> tuple[int, ...]:
+    """The shape of an equation's result."""
+    return tuple(eqn.outvars[k].aval.shape)
