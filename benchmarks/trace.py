@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tests.pairs.zoo_linen import ResNet, Transformer
-from volax.pairs import find_groups
+from volax import find_groups
 
 
 def models():

@@ -1,5 +1,8 @@
 """Weight regularizers that Optax lacks, as Optax gradient transformations."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from volax.masks import path_matches as path_matches
 from volax.masks import unpaired as unpaired
 from volax.optimizers import lp_adam as lp_adam
@@ -15,4 +18,26 @@ from volax.transforms import relative_to_init as relative_to_init
 from volax.transforms import volumize as volumize
 from volax.transforms import volumized as volumized
 
+if TYPE_CHECKING:
+    from volax.pairs.check import check_groups as check_groups
+    from volax.pairs.find import find_groups as find_groups
+    from volax.pairs.find import find_pairs as find_pairs
+
 __version__ = "0.1.0"
+
+# Loaded at first use: training needs none of it, and the import stays cheap.
+_LATER = {
+    "check_groups": "volax.pairs.check",
+    "find_groups": "volax.pairs.find",
+    "find_pairs": "volax.pairs.find",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'volax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_LATER))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from volax.pairs import check_groups, find_groups
+from volax import check_groups, find_groups
 
 WIDTHS = (4, 6, 8)
 

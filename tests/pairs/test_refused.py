@@ -8,7 +8,8 @@ import pytest
 from jax import lax
 
 import volax
-from volax.pairs import Axis, check_groups, find_groups, find_pairs
+from volax import check_groups, find_groups, find_pairs
+from volax.pairs import Axis
 
 
 def shaped(**shapes):

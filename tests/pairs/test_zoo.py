@@ -14,8 +14,10 @@ from flax import nnx
 import volax
 from tests.pairs import zoo_linen as linen
 from tests.pairs import zoo_others as others
+from volax import check_groups, find_groups, find_pairs
 from volax.masks import named_leaves
-from volax.pairs import Axis, Groups, Member, check_groups, find_groups, find_pairs
+from volax.pairs import Axis, Member
+from volax.pairs.result import Groups
 
 KEY = jax.random.key(0)
 

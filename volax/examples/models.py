@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 import volax
@@ -35,9 +37,7 @@ class MLP(nnx.Module):
             x = nnx.relu(getattr(self, name)(x))
         return self.out(x)
 
-    def pairs(self) -> tuple:
-        """Name the weights on both sides of every hidden layer's units."""
-        return tuple(
-            volax.pair(f"{layer}/kernel", f"{after}/kernel", bias=f"{layer}/bias")
-            for layer, after in pairwise(self.layers)
-        )
+    def pairs(self) -> Sequence[Any]:
+        """Find the weights on both sides of every hidden layer's units."""
+        inputs = getattr(self, self.layers[0]).in_features
+        return volax.find_pairs(self, jax.ShapeDtypeStruct((1, inputs), jnp.float32))

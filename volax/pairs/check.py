@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxprs_in_params
 
 from volax import masks
 from volax.pairs import layout
@@ -130,6 +129,9 @@ def _arrays(outputs: Any) -> list[np.ndarray]:
 def _tolerance(run: Any, params: Any) -> float:
     """The square root of the coarsest precision that the program computes with."""
     kinds: set[Any] = set()
+
+    # jax.extend costs a tenth of the import of Optax.
+    from jax.extend.core import jaxprs_in_params
 
     def visit(jaxpr: Any) -> None:
         for eqn in jaxpr.eqns:

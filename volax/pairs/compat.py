@@ -29,23 +29,19 @@ def _primitive_of(fn: Callable[..., Any], name: str) -> core.Primitive | None:
     return found[0] if found else None
 
 
-# Traced once: their objects are in no public list.
-UNLISTED = {
-    name: _primitive_of(fn, name)
-    for name, fn in {
-        "split": lambda x: lax.split(x, (1, 1)),
-        "tile": lambda x: jnp.tile(x, (2, 1)),
-        "stack": lambda x: jnp.stack([x, x]),
-        "unstack": lambda x: jnp.unstack(x),
-        "optimization_barrier": lax.optimization_barrier,
-    }.items()
+_UNLISTED = {
+    "split": lambda x: lax.split(x, (1, 1)),
+    "tile": lambda x: jnp.tile(x, (2, 1)),
+    "stack": lambda x: jnp.stack([x, x]),
+    "unstack": lambda x: jnp.unstack(x),
+    "optimization_barrier": lax.optimization_barrier,
 }
 
 
 def unlisted(*names: str) -> Iterator[core.Primitive]:
     """The primitives of these names that no public list holds."""
     for name in names:
-        if (found := UNLISTED[name]) is not None:
+        if (found := _primitive_of(_UNLISTED[name], name)) is not None:
             yield found
 
 
