@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import volax
+from volax.masks import named_leaves
 
 PAIR = volax.pair("l1/kernel", "l2/kernel", bias="l1/bias")
 PARAMS = {
@@ -146,6 +147,27 @@ def test_balance_refuses_pairs_that_share_a_parameter():
     pairs = [volax.pair("a", "b"), volax.pair("b", "c")]
     with pytest.raises(ValueError, match="balance needs pairs that share no parameter"):
         update(volax.path_prox(0.1, 0.1, pairs, balance=True), params)
+
+
+def test_balance_refuses_pairs_whose_output_biases_are_not_known():
+    def model(p, x):
+        h = jax.nn.relu(x @ p["l1"]["kernel"] + p["l1"]["bias"])
+        return h @ p["l2"]["kernel"] + p["l2"]["bias"]
+
+    pairs = volax.find_pairs(model, PARAMS, jnp.ones((1, 3)))
+    assert pairs[0] == PAIR.fit(named_leaves(PARAMS))
+    update(volax.path_prox(0.1, 0.1, pairs))
+    with pytest.raises(ValueError, match=r"for l1/kernel -> l2/kernel; write"):
+        update(volax.path_prox(0.1, 0.1, pairs, balance=True))
+
+
+def test_a_group_that_is_no_pair_is_refused_with_its_reason():
+    def model(p, x):
+        return jnp.tanh(x @ p["l1"]["kernel"]) @ p["l2"]["kernel"]
+
+    groups = volax.find_groups(model, PARAMS, jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"l1/kernel -> l2/kernel is no pair.*tanh"):
+        volax.path_prox(0.1, 0.1, groups)
 
 
 def test_an_all_zero_leaf_under_lp_decay():

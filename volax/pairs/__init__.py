@@ -1,8 +1,8 @@
 """Which weights belong to one neuron: records, written by hand or traced."""
 
+from volax.pairs.by_hand import member as member
+from volax.pairs.by_hand import pair as pair
 from volax.pairs.path_norm import path_norm as path_norm
 from volax.pairs.records import Axis as Axis
 from volax.pairs.records import Group as Group
 from volax.pairs.records import Member as Member
-from volax.pairs.records import member as member
-from volax.pairs.records import pair as pair

@@ -66,7 +66,8 @@ def path_prox(
       balance: first equalises the total path norm of the pairs (to their geometric
         mean) by scaling outgoing weights and, along the network, the ``biases`` and
         ``output_biases`` of the pairs. The function stays as it is where the pairs
-        follow one another, in this order, through layers without other biases.
+        follow one another, in this order, through layers without other biases; needs
+        pairs of :func:`volax.pair`, which name them.
       freeze_dead: keeps dead units dead; otherwise a gradient may revive them.
 
     Returns:
@@ -114,7 +115,7 @@ def path_prox(
         del extra_args
         _post_step.require_params("path_prox", params)
         groups = _present(written, params)
-        paths = {m.path for g in groups for m in (*g.members, *g.output_biases)}
+        paths = {m.path for g in groups for m in (*g.members, *(g.output_biases or ()))}
         weights = _post_step.tentative_weights(
             "path_prox", updates, params, masks.Only(frozenset(paths))
         )
@@ -198,6 +199,13 @@ def balanced(
             "path_prox: balance needs pairs that share no parameter, got "
             + "; ".join(g.name for g in groups)
         )
+    unknown = [g.name for g in groups if g.output_biases is None]
+    if unknown:
+        raise ValueError(
+            "path_prox: balance has to scale the biases behind the consumers, which a "
+            f"search does not tell for {'; '.join(unknown)}; write the pairs down with "
+            "volax.pair(..., output_bias=...)"
+        )
     totals = jnp.stack(
         [
             jnp.sum(
@@ -217,6 +225,6 @@ def balanced(
             after[member.path] = now[member.path] * along[k]
         for member in group.consumers:
             after[member.path] = now[member.path] * jnp.exp(logs[k])
-        for member in group.output_biases:
+        for member in group.output_biases or ():
             after[member.path] = now[member.path] * along[k] * jnp.exp(logs[k])
     return after
