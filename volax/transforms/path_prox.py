@@ -129,7 +129,7 @@ def path_prox(
             step = _hyperparams.product(rates[0], rates[1], dtype)
             before = {m.path: weights[m.path].before for m in group.consumers}
             now = _proximal(now, group, step, normalize, before if freeze_dead else {})
-        targets = {path: _post_step.Target(t) for path, t in now.items()}
+        targets = {path: _post_step.Target(t, keeps=False) for path, t in now.items()}
         if is_scheduled:
             state = PathProxState(_hyperparams.next_count(state.count))
         return _post_step.deltas(updates, weights, targets), state
