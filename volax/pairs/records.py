@@ -109,6 +109,15 @@ class Group:
       homogeneous: whether this is a pair: scaling the incoming side by c > 0 and the
         outgoing side by 1/c leaves the function as it is.
       through: the operations between producers and consumers.
+      fixed: further members that carry the units and stay as they are when the units
+        are rescaled: the kernel before a batch norm, the gate of a gated unit.
+      keeps_zero: whether units whose incoming weights and biases are zero are still
+        zero where they are consumed.
+      note: why a group is no pair, or what else a reader should know.
+      source: ``file:line`` of the operation that the note is about, where known.
+
+    Records are equal if they rescale the same weights in the same way; what else the
+    tracer found out (``states``, ``through`` and all after it) is not compared.
     """
 
     sizes: tuple[int, ...]
@@ -116,10 +125,14 @@ class Group:
     consumers: tuple[Member, ...]
     biases: tuple[Member, ...] = ()
     scales: tuple[Member, ...] = ()
-    states: tuple[Member, ...] = ()
+    states: tuple[Member, ...] = dataclasses.field(default=(), compare=False)
     output_biases: tuple[Member, ...] = ()
     homogeneous: bool = True
-    through: tuple[str, ...] = ()
+    through: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    fixed: tuple[Member, ...] = dataclasses.field(default=(), compare=False)
+    keeps_zero: bool | None = dataclasses.field(default=None, compare=False)
+    note: str = dataclasses.field(default="", compare=False)
+    source: str | None = dataclasses.field(default=None, compare=False)
 
     @property
     def size(self) -> int:
@@ -128,8 +141,13 @@ class Group:
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """All members that carry the units."""
-        return self.producers + self.biases + self.scales + self.states + self.consumers
+        """The members that a rescaling of the units is about."""
+        return self.producers + self.biases + self.scales + self.consumers
+
+    @property
+    def carriers(self) -> tuple[Member, ...]:
+        """Everything that has to be cut together, statistics included."""
+        return self.members + self.fixed + self.states
 
     @property
     def name(self) -> str:
@@ -176,7 +194,6 @@ class Group:
             consumers=fitted(self.consumers),
             biases=fitted(self.biases),
             scales=fitted(self.scales),
-            states=fitted(self.states),
         )
 
 

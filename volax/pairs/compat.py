@@ -1,0 +1,69 @@
+"""What differs between versions of JAX, in one place.
+
+``jax.extend.core.primitives`` lists most primitives, not all, and the list changes.
+What it lacks is read off a traced call.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.extend.core.primitives as listed
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+
+
+def primitives(*names: str) -> Iterator[core.Primitive]:
+    """The listed primitives of these names, leaving out what this version lacks."""
+    for name in names:
+        if (found := getattr(listed, f"{name}_p", None)) is not None:
+            yield found
+
+
+def _primitive_of(fn: Callable[..., Any], name: str) -> core.Primitive | None:
+    """The primitive called ``name`` that ``fn`` of a 2 x 2 array binds, if any."""
+    eqns = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct((2, 2), jnp.float32)).eqns
+    found = [eqn.primitive for eqn in eqns if eqn.primitive.name == name]
+    return found[0] if found else None
+
+
+# Traced once: their objects are in no public list.
+UNLISTED = {
+    name: _primitive_of(fn, name)
+    for name, fn in {
+        "split": lambda x: lax.split(x, (1, 1)),
+        "tile": lambda x: jnp.tile(x, (2, 1)),
+        "stack": lambda x: jnp.stack([x, x]),
+        "unstack": lambda x: jnp.unstack(x),
+        "optimization_barrier": lax.optimization_barrier,
+    }.items()
+}
+
+
+def unlisted(*names: str) -> Iterator[core.Primitive]:
+    """The primitives of these names that no public list holds."""
+    for name in names:
+        if (found := UNLISTED[name]) is not None:
+            yield found
+
+
+_HERE = os.path.dirname(__file__)
+
+
+def source_line(eqn: Any) -> str | None:
+    """``file:line`` of the user's code that made an equation, where known."""
+    traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
+    for frame in getattr(traceback, "frames", ()):
+        name = frame.file_name
+        installed = "site-packages" in name or "/lib/python3" in name
+        if not installed and not name.startswith((_HERE, "<frozen")):
+            return f"{name}:{frame.line_num}"
+    return None
+
+
+def in_library(jaxpr: Any) -> bool:
+    """Whether a called function is installed code, not the user's."""
+    info = getattr(getattr(jaxpr, "debug_info", None), "func_src_info", None) or ""
+    return "site-packages" in info or "/lib/python3" in info

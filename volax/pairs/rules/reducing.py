@@ -1,0 +1,176 @@
+"""Reductions, windows, sorts: what they do to the axes they do not run over."""
+
+from typing import Any
+
+from volax.pairs.compat import primitives
+from volax.pairs.rules.registry import rule, same, shape_of
+from volax.pairs.tape import Tape, Value
+
+_OVER = "{} runs over the units"
+
+
+def _reduce(tape: Tape, eqn: Any, x: Value, **law: Any) -> Value:
+    over = tuple(k % len(x.shape) for k in eqn.params["axes"])
+    kept = [k for k in range(len(x.shape)) if k not in over]
+    links = {i: (k, 0) for i, k in enumerate(kept) if x.axes[k] is not None}
+    mixed = tuple((0, k) for k in over)
+    why = _OVER.format(eqn.primitive.name)
+    return tape.op(
+        eqn, [x], [x.axes[k] for k in kept], [links], mixed=mixed, why=why, **law
+    )
+
+
+@rule(primitives("reduce_sum", "reduce_max", "reduce_min"))
+def reduce_keeping(tape: Tape, eqn: Any, x: Value) -> Value:
+    """Sums and extremes over other axes scale as their operand does."""
+    return _reduce(tape, eqn, x)
+
+
+@rule(primitives("reduce_prod", "reduce_and", "reduce_or", "reduce_xor"))
+def reduce_breaking(tape: Tape, eqn: Any, x: Value) -> Value:
+    """Products over other axes are not followed as powers."""
+    return _reduce(tape, eqn, x, law="zero", zero="lost")
+
+
+@rule(primitives("argmax", "argmin"))
+def reduce_to_index(tape: Tape, eqn: Any, x: Value) -> Value:
+    """The place of an extreme does not scale."""
+    return _reduce(tape, eqn, x, law="drop", zero="lost")
+
+
+@rule(primitives("cumsum", "cummax", "cummin"))
+def cumulative(tape: Tape, eqn: Any, x: Value, **law: Any) -> Value:
+    """Running sums and extremes along another axis."""
+    k = eqn.params["axis"]
+    axes = [None if i == k else t for i, t in enumerate(x.axes)]
+    why = _OVER.format(eqn.primitive.name)
+    mixed = ((0, k),)
+    return tape.op(eqn, [x], axes, [same(x, k)], mixed=mixed, why=why, **law)
+
+
+@rule(primitives("cumprod", "cumlogsumexp"))
+def cumulative_breaking(tape: Tape, eqn: Any, x: Value) -> Value:
+    """Running products along another axis."""
+    return cumulative(tape, eqn, x, law="zero", zero="lost")
+
+
+@rule(primitives("reduce_window_sum", "reduce_window_max", "reduce_window_min"))
+def pooling(tape: Tape, eqn: Any, x: Value) -> Value:
+    """Pooling along some axes; the others pass."""
+    p = eqn.params
+    axes, links, mixed = list(x.axes), {}, []
+    for k, term in enumerate(x.axes):
+        trivial = (
+            p["window_dimensions"][k] == 1 and p["window_strides"][k] == 1
+            and tuple(p["padding"][k]) == (0, 0) and p["base_dilation"][k] == 1
+        )  # fmt: skip
+        if trivial:
+            if term is not None:
+                links[k] = (k, 0)
+            continue
+        mixed.append((0, k))
+        axes[k] = None
+    out = tape.op(
+        eqn, [x], axes, [links], mixed=tuple(mixed), why="positions of a window",
+        quiet=True,
+    )  # fmt: skip
+    for _, k in mixed:
+        tape.poison(out.axes[k], "positions of a window", eqn, quiet=True)
+    return out
+
+
+@rule(primitives("sort"))
+def sort(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
+    """Sorting along another axis: each column by itself, whatever its scale."""
+    k = eqn.params["dimension"]
+    axes = [None if i == k else t for i, t in enumerate(ins[0].axes)]
+    for v in ins[1:]:
+        for a, b in zip(axes, v.axes):
+            tape.unify(a, b, eqn)
+    why = _OVER.format("sort")
+    found = []
+    for i, v in enumerate(ins):
+        weights = tuple(int(j == i) for j in range(len(ins)))
+        found.append(
+            tape.op(
+                eqn, ins, axes, [same(u, k) for u in ins], shape=v.shape, law="sum",
+                weights=weights, mixed=tuple((j, k) for j in range(len(ins))), why=why,
+            )  # fmt: skip
+        )
+    return found
+
+
+@rule(primitives("top_k"))
+def top_k(tape: Tape, eqn: Any, x: Value) -> list[Value]:
+    """The largest values along an axis, and their places."""
+    k = eqn.params.get("axis", len(x.shape) - 1) % len(x.shape)
+    axes = [None if i == k else t for i, t in enumerate(x.axes)]
+    why = _OVER.format("top_k")
+    return [
+        tape.op(
+            eqn, [x], axes, [same(x, k)], shape=shape_of(eqn, i), law="sum",
+            weights=(1 - i,), mixed=((0, k),), why=why,
+        )  # fmt: skip
+        for i in range(2)
+    ]
+
+
+@rule(primitives("gather"))
+def gather(tape: Tape, eqn: Any, x: Value, index: Value) -> Value:
+    """A look-up: whole axes pass, looked-up axes are not followed."""
+    d, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    shape = shape_of(eqn)
+    axes: list[Any] = [None] * len(shape)
+    links: tuple[dict, dict] = ({}, {})
+    places = [i for i in range(len(shape)) if i not in d.offset_dims]
+    for k, i in enumerate(places):
+        term = index.axes[k]
+        if term is not None:
+            axes[i], links[1][i] = term, (k, 0)
+        if k in d.start_indices_batching_dims:
+            j = d.operand_batching_dims[d.start_indices_batching_dims.index(k)]
+            if x.axes[j] is not None:
+                tape.unify(term, x.axes[j], eqn)
+                links[0][i] = (j, 0)
+    gone = (*d.collapsed_slice_dims, *d.operand_batching_dims)
+    mixed = [(1, len(index.shape) - 1)]
+    rest = iter(d.offset_dims)
+    for j, term in enumerate(x.axes):
+        i = None if j in gone else next(rest)
+        if i is not None and sizes[j] == x.shape[j] and j not in d.start_index_map:
+            if term is not None:
+                axes[i], links[0][i] = term, (j, 0)
+        elif j not in d.operand_batching_dims:
+            mixed.append((0, j))
+    return tape.op(
+        eqn, [x, index], axes, links, law="sum", weights=(1, 0), meet="producer",
+        mixed=tuple(mixed), why="looked up by index", kind=_looked_up(x, index),
+        zero=0,
+    )  # fmt: skip
+
+
+def _looked_up(x: Value, index: Value) -> int | None:
+    return 3 if {x.kind, index.kind} == {1, 2} else None
+
+
+@rule(primitives("dynamic_update_slice"))
+def update_slice(tape: Tape, eqn: Any, x: Value, update: Value, *starts: Value) -> Value:
+    """Writes a part; axes that are written whole pass."""
+    links: tuple[dict, dict] = ({}, {})
+    axes, mixed = [], []
+    for k, term in enumerate(x.axes):
+        if term is not None and update.shape[k] == x.shape[k]:
+            tape.unify(term, update.axes[k], eqn)
+            links[0][k] = links[1][k] = (k, 0)
+            axes.append(term)
+        else:
+            axes.append(None)
+            mixed += [(0, k), (1, k)]
+    more = [{} for _ in starts]
+    why = "a part of the units is written to"
+    return tape.op(
+        eqn, [x, update, *starts], axes, [*links, *more], law="update", meet="bias",
+        mixed=tuple(mixed), why=why,
+    )  # fmt: skip
+
+

@@ -1,0 +1,37 @@
+"""The table of rules: one for each primitive, keyed by the primitive itself."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from jax.extend.core import Primitive
+
+from volax.pairs.tape import Links, Value
+
+Rule = Callable[..., Value | list[Value]]
+RULES: dict[Primitive, Rule] = {}
+
+
+def rule(*groups: Iterable[Primitive]) -> Callable[[Rule], Rule]:
+    """Registers a function ``rule(tape, eqn, *operands)`` for primitives."""
+
+    def register(fn: Rule) -> Rule:
+        for group in groups:
+            for primitive in group:
+                RULES[primitive] = fn
+        return fn
+
+    return register
+
+
+def same(value: Value, *but: int) -> Links:
+    """Links every axis of an operand to the same axis of the result."""
+    return {
+        k: (k, 0)
+        for k, term in enumerate(value.axes)
+        if term is not None and k not in but
+    }
+
+
+def shape_of(eqn: Any, k: int = 0) -> tuple[int, ...]:
+    """The shape of an equation's result."""
+    return tuple(eqn.outvars[k].aval.shape)

@@ -1,0 +1,249 @@
+"""The interpreter: walks a jaxpr and applies one rule to each equation.
+
+It sees a program, not a model: calls of every kind are walked through with an
+environment of their own (two calls may share one jaxpr), the body of a scan is walked
+once for all its steps, and code whose results nobody uses is not walked at all.
+A primitive without a rule, and control flow that depends on values, refuses every
+unit it touches.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend import core
+
+from volax.pairs.compat import in_library, primitives
+from volax.pairs.rules import RULES
+from volax.pairs.rules.registry import shape_of
+from volax.pairs.tape import ACTIVATION, CONST, DATA, WEIGHT, Tape, Value
+from volax.pairs.terms import Term
+
+CALLS = set(
+    primitives(
+        "jit", "remat", "custom_jvp_call", "custom_vjp_call", "closed_call", "call"
+    )
+)
+SCANS = set(primitives("scan"))
+_CONTRACTIONS = {*primitives("dot_general", "conv_general_dilated", "while", "cond"), *SCANS}
+
+
+def interpret(
+    tape: Tape,
+    jaxpr: core.Jaxpr,
+    consts: Sequence[Any],
+    args: Sequence[Value | None],
+    wanted: Sequence[bool] | None = None,
+) -> list[Value | None]:
+    """Follows one jaxpr; results that are not wanted are None."""
+    env: dict[core.Var, Value | None] = {}
+
+    def read(atom: Any) -> Value:
+        if isinstance(atom, core.Literal):
+            return constant(tape, atom.val)
+        found = env[atom]
+        assert found is not None, "liveness left out a value that is read"
+        return found
+
+    for var, const in zip(jaxpr.constvars, consts):
+        env[var] = const if isinstance(const, Value) else constant(tape, const, True)
+    env.update(zip(jaxpr.invars, args))
+    for eqn, outs in live_eqns(jaxpr, tuple(wanted or [True] * len(jaxpr.outvars)))[0]:
+        if eqn.primitive in CALLS:
+            results = _call(tape, eqn, [_peek(env, v, tape) for v in eqn.invars], outs)
+        elif eqn.primitive in SCANS:
+            results = _scan(tape, eqn, [_peek(env, v, tape) for v in eqn.invars], outs)
+        else:
+            ins = [read(v) for v in eqn.invars]
+            rule = RULES.get(eqn.primitive)
+            made = _refuse(tape, eqn, ins) if rule is None else rule(tape, eqn, *ins)
+            results = made if isinstance(made, list) else [made]
+        env.update(zip(eqn.outvars, results))
+    keep = wanted or [True] * len(jaxpr.outvars)
+    return [read(v) if w else None for v, w in zip(jaxpr.outvars, keep)]
+
+
+def _peek(env: dict, atom: Any, tape: Tape) -> Value | None:
+    return constant(tape, atom.val) if isinstance(atom, core.Literal) else env[atom]
+
+
+def constant(tape: Tape, value: Any, captured: bool = False) -> Value:
+    """A literal number is known; a captured array is data, whatever it holds."""
+    shape = tuple(getattr(value, "shape", ()))
+    if shape or captured:
+        made = tape.value(shape, DATA)
+        made.name = "a captured array"
+        return made
+    try:
+        return tape.value((), CONST, known=float(value))
+    except (TypeError, ValueError):
+        return tape.value((), CONST)
+
+
+def _refuse(tape: Tape, eqn: Any, ins: Sequence[Value]) -> list[Value]:
+    """An operation without a rule: nothing that it touches is followed further."""
+    kind = max((v.kind for v in ins), default=CONST)
+    quiet = kind < WEIGHT
+    name = eqn.primitive.name
+    why = f"used in {name}" if name in ("cond", "while") else f"no rule for {name}"
+    if quiet:
+        why = "computed from the inputs"
+    outs = [
+        tape.value(getattr(v.aval, "shape", ()), max(kind, DATA) if quiet else ACTIVATION)
+        for v in eqn.outvars
+    ]
+    tape.read.update(ins)
+    for v in (*ins, *outs):
+        for term in v.axes:
+            tape.poison(term, why, eqn, quiet)
+    return outs
+
+
+def _call(
+    tape: Tape, eqn: Any, args: Sequence[Value | None], outs: Sequence[bool]
+) -> list[Value | None]:
+    jaxpr, consts = sub_jaxpr(eqn)
+    name = str(eqn.params.get("name", "")).strip("_")
+    labelled = bool(name.isidentifier() and not tape.labels and _is_activation(jaxpr))
+    if labelled:
+        tape.labels.append(name)
+    foreign = in_library(jaxpr)
+    if foreign:
+        tape.sites.append(eqn)
+    results = interpret(tape, jaxpr, consts, args, outs)
+    if labelled:
+        tape.labels.pop()
+    if foreign:
+        tape.sites.pop()
+    return results
+
+
+def _is_activation(jaxpr: core.Jaxpr, limit: int = 30) -> bool:
+    """Whether a called function is small and elementwise, so that its name says it."""
+    if len(jaxpr.eqns) > limit or len(jaxpr.outvars) != 1:
+        return False
+    for eqn in jaxpr.eqns:
+        if eqn.primitive in _CONTRACTIONS:
+            return False
+        if eqn.primitive in CALLS and not _is_activation(sub_jaxpr(eqn)[0], limit):
+            return False
+    return True
+
+
+def sub_jaxpr(eqn: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
+    """The jaxpr that a call runs, and its constants."""
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if (found := eqn.params.get(key)) is not None:
+            return getattr(found, "jaxpr", found), getattr(found, "consts", ())
+    raise NotImplementedError(f"{eqn.primitive.name} holds no jaxpr")
+
+
+def _scan(
+    tape: Tape, eqn: Any, args: Sequence[Value | None], outs: Sequence[bool]
+) -> list[Value | None]:
+    """Walks a scan's body once, for all its steps.
+
+    What the scan slices carries the scanned axis on as ``loops``. A carry has degrees
+    of its own, equal at the start, at every step, and at the end.
+    """
+    jaxpr, consts = sub_jaxpr(eqn)
+    n, m = eqn.params["num_consts"], eqn.params["num_carry"]
+    steps = Term(eqn.params["length"])
+    tape.poison(steps, "the steps of a scan", eqn, quiet=True)
+    inner: list[Value | None] = list(args[:n])
+    trained = any(v is not None and v.kind >= WEIGHT for v in args)
+    for init in args[n : n + m]:
+        if init is None:
+            inner.append(None)
+            continue
+        links = {k: (k, 0) for k, t in enumerate(init.axes) if t is not None}
+        carried = tape.op(
+            eqn, [init], init.axes, [links], shape=init.shape, law="carry",
+            kind=ACTIVATION if trained else DATA, meet="bias",
+            loops=init.loops | {steps},
+        )  # fmt: skip
+        carried.carried = steps
+        inner.append(carried)
+    for x in args[n + m :]:
+        if x is None:
+            inner.append(None)
+            continue
+        tape.unify(x.axes[0], steps, eqn)
+        links = {k - 1: (k, 0) for k, t in enumerate(x.axes) if t is not None}
+        inner.append(
+            tape.op(
+                eqn, [x], x.axes[1:], [links], shape=x.shape[1:],
+                loops=x.loops | {steps},
+            )  # fmt: skip
+        )
+    body = _scan_needs(eqn, tuple(outs))[0]
+    made = interpret(tape, jaxpr, consts, inner, body)
+    results: list[Value | None] = []
+    for k, (value, wanted) in enumerate(zip(made, outs)):
+        if not wanted or value is None:
+            if k < m and value is not None:
+                _tie(tape, eqn, args[n + k], inner[n + k], value, steps)
+            results.append(None)
+        elif k < m:
+            results.append(_tie(tape, eqn, args[n + k], inner[n + k], value, steps))
+        else:
+            links = {i + 1: (i, 0) for i, t in enumerate(value.axes) if t is not None}
+            axes = [steps if steps.size > 1 else None, *value.axes]
+            results.append(
+                tape.op(
+                    eqn, [value], axes, [links], shape=shape_of(eqn, k),
+                    loops=value.loops - {steps},
+                )  # fmt: skip
+            )
+    return results
+
+
+def _tie(tape: Tape, eqn: Any, init: Any, start: Any, end: Value, steps: Term) -> Value:
+    """A carry's final value, which scales as it did at the start and at every step."""
+    links = []
+    for v in (init, start, end):
+        links.append({k: (k, 0) for k, t in enumerate(v.axes) if t is not None})
+        for a, b in zip(v.axes, end.axes):
+            tape.unify(a, b, eqn)
+    return tape.op(
+        eqn, [init, start, end], end.axes, links, shape=end.shape, meet="bias",
+        loops=end.loops - {steps},
+    )  # fmt: skip
+
+
+Live = tuple[list[tuple[Any, tuple[bool, ...]]], tuple[bool, ...]]
+
+
+def live_eqns(jaxpr: core.Jaxpr, wanted: tuple[bool, ...]) -> Live:
+    """The equations that the wanted results need, and the arguments that they need."""
+    live = {v for v, w in zip(jaxpr.outvars, wanted) if w and isinstance(v, core.Var)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        outs = tuple(v in live for v in eqn.outvars)
+        if any(outs):
+            kept.append((eqn, outs))
+            for v, needed in zip(eqn.invars, _needs(eqn, outs)):
+                if needed and isinstance(v, core.Var):
+                    live.add(v)
+    return kept[::-1], tuple(v in live for v in jaxpr.invars)
+
+
+def _needs(eqn: Any, outs: tuple[bool, ...]) -> Sequence[bool]:
+    if eqn.primitive in CALLS:
+        return live_eqns(sub_jaxpr(eqn)[0], outs)[1]
+    if eqn.primitive in SCANS:
+        return _scan_needs(eqn, outs)[1]
+    return (True,) * len(eqn.invars)
+
+
+def _scan_needs(
+    eqn: Any, outs: tuple[bool, ...]
+) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+    """What a scan's body has to give and to get, over all steps."""
+    n, m = eqn.params["num_consts"], eqn.params["num_carry"]
+    jaxpr = sub_jaxpr(eqn)[0]
+    while True:
+        ins = live_eqns(jaxpr, outs)[1]
+        more = tuple(a or b for a, b in zip(ins[n : n + m], outs[:m])) + outs[m:]
+        if more == outs:
+            return outs, ins[:n] + outs[:m] + ins[n + m :]
+        outs = more
