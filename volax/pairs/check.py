@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 from volax import masks
 from volax.pairs import layout
@@ -35,7 +36,7 @@ def check_groups(
         drawn at random.
       state_outputs: as in :func:`find_groups`; these outputs are not compared.
       tolerance: largest relative difference; by default the square root of the
-        coarsest machine epsilon among parameters and outputs.
+        coarsest machine epsilon of the floats that the program computes with.
       seed: of all random numbers.
 
     Returns:
@@ -57,12 +58,21 @@ def check_groups(
     """
     model = traceable(fn, args, (), state_outputs, "check_groups")
     rng = np.random.default_rng(seed)
-    params, *inputs = (_drawn(rng, tree) for tree in (model.params, *model.inputs))
+    params = _drawn(rng, model.params)
+    inputs = [
+        _drawn(rng, tree, positive=k in model.states)
+        for k, tree in enumerate(model.inputs)
+    ]
     listed = (groups,) if isinstance(groups, Group) else tuple(groups)
     shapes = masks.named_leaves(params)
-    run = jax.jit(lambda tree: _outputs(model.fn(tree, *inputs), model.state_outputs))
+    # The inputs are arguments: nnx refuses to change state that was closed over.
+    compiled = jax.jit(lambda *all: _outputs(model.fn(*all), model.state_outputs))
+
+    def run(tree: Any) -> Any:
+        return compiled(tree, *inputs)
+
     plain = _arrays(run(params))
-    limit = _tolerance(params, plain) if tolerance is None else tolerance
+    limit = _tolerance(run, params) if tolerance is None else tolerance
     worst = []
     for group in listed:
         group = group.fit(shapes, "check_groups: group")
@@ -79,8 +89,8 @@ def check_groups(
     return tuple(worst)
 
 
-def _drawn(rng: np.random.Generator, tree: Any) -> Any:
-    """Random arrays where only shapes are given, of a size that trains."""
+def _drawn(rng: np.random.Generator, tree: Any, positive: bool = False) -> Any:
+    """Random arrays where only shapes are given; a variance has to be positive."""
 
     def draw(leaf: Any) -> Any:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -90,7 +100,8 @@ def _drawn(rng: np.random.Generator, tree: Any) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return jnp.zeros(leaf.shape, leaf.dtype)
         fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 1
-        return jnp.asarray(rng.normal(size=leaf.shape) / np.sqrt(fan_in), leaf.dtype)
+        values = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
+        return jnp.asarray(np.abs(values) if positive else values, leaf.dtype)
 
     return jax.tree.map(draw, tree)
 
@@ -114,9 +125,19 @@ def _arrays(outputs: Any) -> list[np.ndarray]:
     return found
 
 
-def _tolerance(params: Any, outputs: Any) -> float:
-    kinds = [x.dtype for x in jax.tree.leaves(params)]
-    return float(max(jnp.finfo(d).eps for d in kinds if jnp.issubdtype(d, jnp.floating))) ** 0.5
+def _tolerance(run: Any, params: Any) -> float:
+    """The square root of the coarsest precision that the program computes with."""
+    kinds: set[Any] = set()
+
+    def visit(jaxpr: Any) -> None:
+        for eqn in jaxpr.eqns:
+            kinds.update(getattr(v.aval, "dtype", None) for v in eqn.outvars)
+            for inner in jaxprs_in_params(eqn.params):
+                visit(inner)
+
+    visit(jax.make_jaxpr(run)(params).jaxpr)
+    floats = [d for d in kinds if d is not None and jnp.issubdtype(d, jnp.floating)]
+    return float(max(jnp.finfo(d).eps for d in floats)) ** 0.5
 
 
 def _difference(a: list[np.ndarray], b: list[np.ndarray]) -> float:

@@ -106,24 +106,21 @@ def _search(given: Traceable, what: str) -> Groups:
         ) from error
     tape = Tape()
     named = masks.named_leaves(given.params)
-    params = {
-        path: _value(tape, leaf, path)
-        for path, leaf in named.items()
-    }
+    params = {path: _value(tape, leaf, path) for path, leaf in named.items()}
     if not params:
         raise ValueError(f"{what}: params holds no arrays")
-    states, trees, data = {}, {}, []
+    states, trees, data = [], [], []
     arrays = list(params.values())
     for k, tree in enumerate(given.inputs):
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
             name = masks.key_path(path)
             value = tape.value(jnp.shape(leaf), DATA)
-            value.name = f"input {k}" + (f" {name}" if name else "")
+            value.name = f"input {k} {name}" if name else f"input {k}"
             arrays.append(value)
             if k in given.states:
-                states[name] = value
+                states.append((name or value.name, value))
             elif path:
-                trees[name] = value
+                trees.append((name, value))
             else:
                 data.append(value)
     outs = interpret(tape, closed.jaxpr, closed.consts, arrays)
@@ -134,9 +131,9 @@ def _search(given: Traceable, what: str) -> Groups:
         some = ", ".join(list(params)[:3])
         raise ValueError(f"{what}: fn uses none of its parameters, such as {some}")
     made = {leaf for v in params.values() for t in v.axes if t for leaf in terms.leaves(t)}
-    found = set(state_like(trees.values(), made))
-    states |= {path: v for path, v in trees.items() if v in found}
-    data += [v for v in trees.values() if v not in found]
+    found = set(state_like([v for _, v in trees], made))
+    states += [(path, v) for path, v in trees if v in found]
+    data += [v for _, v in trees if v not in found]
     data += [v for v in tape.values if v.name == "a captured array"]
     trained = {path: v for path, v in params.items() if v.kind == WEIGHT}
     return Grouping(tape, Given(trained, states, data)).groups()

@@ -22,12 +22,12 @@ class Given:
 
     Attributes:
       params: values of the trained parameters by path.
-      states: values of the inputs that may be cut (running statistics) by path.
+      states: paths and values of the inputs that may be cut (running statistics).
       data: values of the other inputs and of captured arrays, with a name.
     """
 
     params: dict[str, Value]
-    states: dict[str, Value]
+    states: list[tuple[str, Value]]
     data: list[Value]
 
 
@@ -52,6 +52,7 @@ class Grouping:
     def __init__(self, tape: Tape, given: Given):
         self.tape = tape
         self.given = given
+        self.states = {value for _, value in given.states}
         self.degrees = Degrees(tape, given.params)
         self.carrying: dict[Term, list[Value]] = defaultdict(list)
         self.crossed: set[Term] = set()
@@ -82,7 +83,7 @@ class Grouping:
     def _foreign(self) -> dict[Term, list[Value]]:
         """Arrays that are no parameters, by the leaves that lie along them."""
         found: dict[Term, list[Value]] = defaultdict(list)
-        for value in (*self.given.data, *self.given.states.values()):
+        for value in (*self.given.data, *self.states):
             for leaf in self.held[value]:
                 found[leaf].append(value)
         return found
@@ -164,15 +165,12 @@ class Grouping:
         if unit.solution.degrees is not None:
             return None
         for value in self.foreign[unit.leaf]:
-            if not self._is_state(value, unit):
+            if value not in self.states:
                 why = f"{value.name} lies along the units and cannot be cut"
                 if value.name == "a captured array":
                     why += "; pass it as an input"
                 return Poison(why)
         return None
-
-    def _is_state(self, value: Value, unit: Unit) -> bool:
-        return value in self.given.states.values()
 
     def _joined(self, unit: Unit) -> frozenset[Term]:
         """The leaves that number the units together with this one."""
@@ -226,9 +224,7 @@ class Grouping:
         if degrees is None:
             note, source = unit.solution.why, _line(unit.solution.op)
         else:
-            names = {
-                v.name for v in self.foreign[unit.leaf] if not self._is_state(v, unit)
-            }
+            names = {v.name for v in self.foreign[unit.leaf] if v not in self.states}
             note = f"carries {', '.join(sorted(names))}" if names else ""
         kept = all(use.units.zero == ZERO for use in uses)
         if degrees is None:
@@ -250,7 +246,7 @@ class Grouping:
 
     def _states(self, unit: Unit, units: tuple[Term, ...]) -> list[Member]:
         found = []
-        for path, value in self.given.states.items():
+        for path, value in self.given.states:
             places = [
                 Place(path, axis, piece, unit.leaf, value)
                 for axis, _, piece in self.degrees.occurrences(value)

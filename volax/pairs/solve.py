@@ -62,6 +62,9 @@ def solve(places: Sequence[Place], rows: Sequence[tuple[Row, Any]]) -> Solution:
     name = getattr(refusal, "name", "")
     if refusal is not None and refusal.law == "zero":
         return Solution(None, f"{name} is not positively homogeneous", refusal)
+    makers = {p for p in places if _role(p) == "producer"}
+    if len({p.path for p in makers}) > 1 and _try(places, rows, makers)[0] is not None:
+        return Solution(None, "its producers can only be rescaled together", refusal)
     why = f"no single producer can be rescaled for free, because of {name}"
     return Solution(None, why, refusal)
 

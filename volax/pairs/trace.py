@@ -23,6 +23,7 @@ CALLS = set(
         "jit", "remat", "custom_jvp_call", "custom_vjp_call", "closed_call", "call"
     )
 )
+_CACHED = set(primitives("jit", "custom_jvp_call", "custom_vjp_call"))
 SCANS = set(primitives("scan"))
 _CONTRACTIONS = {*primitives("dot_general", "conv_general_dilated", "while", "cond"), *SCANS}
 
@@ -63,7 +64,7 @@ def interpret(
 
 
 def _peek(env: dict, atom: Any, tape: Tape) -> Value | None:
-    return constant(tape, atom.val) if isinstance(atom, core.Literal) else env[atom]
+    return constant(tape, atom.val) if isinstance(atom, core.Literal) else env.get(atom)
 
 
 def constant(tape: Tape, value: Any, captured: bool = False) -> Value:
@@ -106,7 +107,7 @@ def _call(
     labelled = bool(name.isidentifier() and not tape.labels and _is_activation(jaxpr))
     if labelled:
         tape.labels.append(name)
-    foreign = in_library(jaxpr)
+    foreign = eqn.primitive in _CACHED and in_library(jaxpr)
     if foreign:
         tape.sites.append(eqn)
     results = interpret(tape, jaxpr, consts, args, outs)

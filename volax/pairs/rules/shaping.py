@@ -99,6 +99,7 @@ def cut(
 ) -> Value:
     """Takes a part of some axes; a term is cut where the part begins and ends."""
     axes, links, mixed, i = [], {}, [], 0
+    starts, stops = [int(n) for n in starts], [int(n) for n in stops]
     for k, n in enumerate(x.shape):
         step = steps[k] if steps else 1
         part = None
