@@ -10,3 +10,5 @@ from volax.compress.quantize import ternarize as ternarize
 from volax.compress.storage import Loaded as Loaded
 from volax.compress.storage import load as load
 from volax.compress.storage import save as save
+from volax.compress.report import Report as Report
+from volax.compress.report import report as report

@@ -21,12 +21,16 @@ class Plan:
     Attributes:
       groups: the fitted groups.
       stay: for each group the units that stay, bool of its ``sizes``.
+      gone: for each group the units that nothing needs, a few of which may stay.
+      unread: those of them that went because nothing reads them.
       kept: units that could have gone but stay, and why.
       folded: parameters that were changed because a constant unit was folded.
     """
 
     groups: tuple[Group, ...]
     stay: tuple[np.ndarray, ...]
+    gone: tuple[np.ndarray, ...]
+    unread: tuple[np.ndarray, ...]
     kept: tuple[Kept, ...]
     folded: dict[str, np.ndarray]
 
@@ -110,6 +114,7 @@ def plan(
     forced = [_forced(keep, g, leaves) for g in groups]
     unsafe = [units.uncuttable(g) or (None if proven else units.unsafe(g, held)) for g in groups]
     gone = [np.zeros(g.sizes, bool) for g in groups]
+    unread = [np.zeros(g.sizes, bool) for g in groups]
     reasons: dict[int, str] = {}
     changed = True
     while changed:
@@ -137,6 +142,7 @@ def plan(
                     leaf = work[member.path]
                     work[member.path] = _zeroed(leaf, member, new)
                 gone[k] |= new
+                unread[k] |= new & judged.unread
                 changed = True
     stay, kept = [], []
     for k, group in enumerate(groups):
@@ -152,7 +158,7 @@ def plan(
             for which, why in said
             if which.any()
         ]
-    return Plan(tuple(groups), tuple(stay), tuple(kept), folded)
+    return Plan(tuple(groups), tuple(stay), tuple(gone), tuple(unread), tuple(kept), folded)
 
 
 def _zeroed(leaf: np.ndarray, member: Any, which: np.ndarray) -> np.ndarray:
