@@ -53,8 +53,8 @@ def _weights(axes: Any, report: Any) -> None:
     edges, counts = (np.asarray(x) for x in report.histogram)
     middle = (edges[1:] + edges[:-1]) / 2
     axes.bar(middle, counts, np.diff(edges), color=_BLUE, alpha=0.85, linewidth=0)
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(0, 2 * max(counts.max(), 1))
+    axes.set_yscale("log")
+    axes.set_ylim(0.7, 2 * max(counts.max(), 1))
     axes.set_xlabel("weight", fontsize=9, color=_INK)
     axes.grid(axis="y", color=_GRID)
     total = report.total
@@ -117,6 +117,9 @@ def _path_norms(axes: Any, report: Any) -> None:
     from matplotlib import colormaps
 
     groups = report.groups
+    if len(groups) > _NAMED:
+        _path_norm_bands(axes, report)
+        return
     colors = colormaps["viridis"](np.linspace(0.05, 0.82, len(groups)))
     named = len(groups) <= _LEGEND
     drawn = False
@@ -131,7 +134,7 @@ def _path_norms(axes: Any, report: Any) -> None:
                 color=color,
                 linewidth=1.8 if named else 1.0,
                 alpha=1.0 if named else 0.7,
-                marker="o" if norms.size <= 16 else None,
+                marker="o" if named and norms.size <= 16 else None,
                 markersize=3.5,
                 label=_short_name(group.name),
             )
@@ -143,7 +146,30 @@ def _path_norms(axes: Any, report: Any) -> None:
     if named and drawn:
         axes.legend(frameon=False, fontsize=8.5)
     order = "" if named else "; first layer dark, last layer light"
+    axes.tick_params(axis="y", which="minor", length=0, labelleft=False)
     _titled(axes, "Path norm", f"sum {report.total['path_norm']:.3g}{order}")
+
+
+def _path_norm_bands(axes: Any, report: Any) -> None:
+    """Path norms by layer: the middle of its live units, and most of them."""
+    steps = np.arange(len(report.groups))
+    bands = np.full((3, len(steps)), np.nan)
+    for step, group in zip(steps, report.groups):
+        norms = np.asarray([x for x in group.path_norms if x > 0])
+        if norms.size:
+            bands[:, step] = np.percentile(norms, (10, 50, 90))
+    axes.fill_between(steps, bands[0], bands[2], color=_PALE, step="mid", linewidth=0)
+    axes.plot(steps, bands[1], color=_BLUE, linewidth=1.4, drawstyle="steps-mid")
+    if np.isfinite(bands).any():
+        axes.set_yscale("log")
+    axes.set_xlim(-0.5, len(steps) - 0.5)
+    axes.set_xlabel("layer", fontsize=9, color=_INK)
+    axes.grid(axis="y", color=_GRID)
+    _titled(
+        axes,
+        "Path norm",
+        f"sum {report.total['path_norm']:.3g}; median of live units, 10-90 % shaded",
+    )
 
 
 def _zeros(axes: Any, report: Any) -> None:
