@@ -124,6 +124,9 @@ def compact(
         raise ValueError(f"compact: round_to must be 1 or more, got {round_to!r}")
     source = _Source.of(params, state)
     shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in source.leaves.items()}
+    if state is not None:
+        listed = (groups,) if isinstance(groups, Group) else groups
+        groups = [_in_state(group) for group in listed]
     found = fitted(groups, source.leaves, "compact")
     run = None if check is None else _Check.of(check, source.is_module, state)
     limit = tolerance
@@ -158,7 +161,7 @@ def compact(
             raise ValueError(
                 f"compact: the small model differs by {gap}, more than {limit:.2g}; "
                 "does the program hold a constant that depends on a width? keep=... "
-                f"leaves groups as they are: {_cut_names(found, planned)}"
+                f"leaves groups as they are; cut were {_cut_names(found, planned)}"
             )
     sizes = {path: _shape_after(shapes[path], gone.get(path, {})) for path in shapes}
     return Compacted(
@@ -173,6 +176,15 @@ def compact(
 
 
 _tolerance = tolerance
+_STATE = "state/"
+
+
+def _in_state(group: Group) -> Group:
+    """A group whose statistics are looked up in ``state``."""
+    if not isinstance(group, Group):
+        return group
+    states = (dataclasses.replace(m, path=_STATE + m.path) for m in group.states)
+    return dataclasses.replace(group, states=tuple(states))
 
 
 @dataclasses.dataclass
@@ -187,7 +199,9 @@ class _Source:
     def of(cls, params: Any, state: Any) -> "_Source":
         is_module = modules.is_module(params)
         tree, merge = modules.split(params) if is_module else (params, lambda new: new)
-        leaves, others = masks.named_leaves(tree), masks.named_leaves(state)
+        leaves = masks.named_leaves(tree)
+        # A model may name its statistics, or its masks, like its parameters.
+        others = {_STATE + k: v for k, v in masks.named_leaves(state).items()}
         for path in leaves.keys() & others.keys():
             raise ValueError(f"compact: {path!r} is in params as well as in state")
         for path, leaf in {**leaves, **others}.items():
@@ -198,7 +212,8 @@ class _Source:
             small = merge(replaced(tree, new))
             if is_module:
                 modules.resize(small)
-            return small, replaced(state, new)
+            below = {k.removeprefix(_STATE): v for k, v in new.items() if k in others}
+            return small, replaced(state, below)
 
         return cls({**leaves, **others}, is_module, rebuilt)
 
@@ -241,7 +256,9 @@ class _Check:
             after = self._run(self.small_fn, params, state)
         except Exception as error:
             raise ValueError(
-                f"compact: the small model does not run: {type(error).__name__}: {error}"
+                "compact: the small model does not run; does the program hold a width? "
+                "keep=... leaves groups as they are. "
+                f"{type(error).__name__}: {error}"
             ) from error
         try:
             return difference(before, after)
@@ -272,7 +289,9 @@ def _shape_after(shape: tuple[int, ...], axes: Any) -> tuple[int, ...]:
 
 
 def _cut_names(groups: tuple[Group, ...], planned: Plan) -> str:
-    return "; ".join(g.name for g, s in zip(groups, planned.stay) if not s.all())
+    names = [g.name for g, s in zip(groups, planned.stay) if not s.all()]
+    more = [f"and {len(names) - 5} more"] * (len(names) > 5)
+    return "; ".join(names[:5] + more)
 
 
 def _manifest(

@@ -81,7 +81,30 @@ def fitted(groups: Any, leaves: Mapping[str, Any], what: str) -> tuple[Group, ..
             )
         )
     check_disjoint(found, leaves)
+    for group in found:
+        _check_complete(group, leaves, {m.path for g in found for m in g.carriers}, what)
     return tuple(found)
+
+
+def _check_complete(
+    group: Group, leaves: Mapping[str, Any], listed: set[str], what: str
+) -> None:
+    """Refuses a hand-written group that forgets a vector beside what it lists."""
+    if group.keeps_zero is not None:
+        return
+    for member in group.carriers:
+        parent = member.path.rpartition("/")[0]
+        if member in group.consumers or not parent:
+            continue
+        beside = [k for k in leaves if k.rpartition("/")[0].endswith(parent)]
+        for path in beside:
+            shape = np.shape(leaves[path])
+            if path not in listed and shape == group.sizes:
+                raise ValueError(
+                    f"{what}: {group.name}: {path!r} of shape {shape} stands beside "
+                    f"{member.path!r} and seems to carry the units too; add it to the "
+                    "group, as bias=..., scale=... or in states"
+                )
 
 
 def plan(

@@ -70,6 +70,8 @@ def judge(group: Group, leaves: Leaves) -> Judgement:
 
 def keeps_zero(group: Group) -> bool:
     """Whether a unit that nothing feeds is zero where it is read."""
+    if group.states and not group.homogeneous:
+        return False  # a running mean is subtracted from what is zero
     if group.keeps_zero is not None:
         return group.keeps_zero
     return group.homogeneous and not group.states
