@@ -53,7 +53,8 @@ def _weights(axes: Any, report: Any) -> None:
     edges, counts = (np.asarray(x) for x in report.histogram)
     middle = (edges[1:] + edges[:-1]) / 2
     axes.bar(middle, counts, np.diff(edges), color=_BLUE, alpha=0.85, linewidth=0)
-    axes.set_yscale("log")
+    if counts.any():
+        axes.set_yscale("log")
     axes.set_ylim(0.7, 2 * max(counts.max(), 1))
     axes.set_xlabel("weight", fontsize=9, color=_INK)
     axes.grid(axis="y", color=_GRID)
