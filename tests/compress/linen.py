@@ -30,7 +30,9 @@ def _resize(call, args, kwargs, context):
     if isinstance(layer, nn.DenseGeneral):
         axis = layer.axis if isinstance(layer.axis, tuple) else (layer.axis,)
         rest = shape[len(axis) :]
-        new = {"features": rest if isinstance(layer.features, tuple) else math.prod(rest)}
+        new = {
+            "features": rest if isinstance(layer.features, tuple) else math.prod(rest)
+        }
     for name, value in new.items():
         object.__setattr__(layer, name, value)
     return call(*args, **kwargs)

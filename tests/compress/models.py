@@ -1,6 +1,7 @@
 """Small models with hand-written groups, and what kills their units."""
 
 import dataclasses
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ def mlp(params, x):
 
 def mlp_params(seed=0, widths=(5, 12, 9, 3)):
     shapes = {}
-    for k, (a, b) in enumerate(zip(widths, widths[1:]), 1):
+    for k, (a, b) in enumerate(pairwise(widths), 1):
         shapes |= {f"l{k}__kernel": (a, b), f"l{k}__bias": (b,)}
     return drawn(seed, **shapes)
 
@@ -115,7 +116,13 @@ RESIDUAL = (
 
 
 def residual_params(seed=0):
-    shapes = {"embed": (5, 8), "up": (8, 12), "down": (12, 8), "a": (8, 10), "b": (10, 3)}
+    shapes = {
+        "embed": (5, 8),
+        "up": (8, 12),
+        "down": (12, 8),
+        "a": (8, 10),
+        "b": (10, 3),
+    }
     return drawn(seed, **shapes)
 
 
@@ -126,7 +133,9 @@ def joined(params, x):
 
 
 JOINED = (
-    volax.pair("a", [volax.member("out", 0, offset=0), volax.member("out", 0, offset=10)]),
+    volax.pair(
+        "a", [volax.member("out", 0, offset=0), volax.member("out", 0, offset=10)]
+    ),
     volax.pair("b", volax.member("out", 0, offset=6)),
 )
 

@@ -111,7 +111,9 @@ def test_training_goes_on_as_in_the_full_model_with_frozen_dead_units(tx):
 def test_an_array_of_another_shape_in_the_state_is_refused():
     params, _ = killed(models.mlp_params(widths=(5, 256, 200, 3)), models.MLP_PAIRS)
     state = optax.adafactor(1e-3).init(params)
-    with pytest.raises(ValueError, match=r"opt_state: '.*l2/kernel' belongs to 'l2/ker"):
+    with pytest.raises(
+        ValueError, match=r"opt_state: '.*l2/kernel' belongs to 'l2/ker"
+    ):
         compact(params, models.MLP_PAIRS, opt_state=state)
 
 
@@ -143,7 +145,9 @@ def test_at_least_one_unit_stays():
     assert [k.reason for k in small.kept] == ["at least one unit stays"]
 
 
-@pytest.mark.parametrize(("round_to", "expected"), [(1, 5), (2, 6), (4, 8), (8, 8), (64, 12)])
+@pytest.mark.parametrize(
+    ("round_to", "expected"), [(1, 5), (2, 6), (4, 8), (8, 8), (64, 12)]
+)
 def test_round_to_keeps_dead_units_rather_than_drop_live_ones(round_to, expected):
     params = {"w": jnp.ones((2, 12)), "v": jnp.ones((12, 1)).at[5:].set(0)}
     small = compact(params, volax.pair("w", "v"), round_to=round_to)
@@ -166,7 +170,9 @@ def test_layers_that_share_a_bias_are_kept():
     params["down"] = params["down"].at[:, 0].set(0)
     group = dataclasses.replace(
         volax.pair("up", "down", layers=1),
-        biases=(volax.pairs.Member("bias", "bias", 1, (volax.pairs.Axis(0, units=(1,)),)),),
+        biases=(
+            volax.pairs.Member("bias", "bias", 1, (volax.pairs.Axis(0, units=(1,)),)),
+        ),
     )
     small = compact(params, group)
     assert small.sizes["up"] == (3, 5, 8)
@@ -207,7 +213,9 @@ def test_a_folded_unit_that_stays_to_round_the_count_is_not_counted_twice():
     params = models.mlp_params()
     constant_unit(params, 3, 0.7)
     x = jax.random.normal(KEY, (4, 5))
-    small = compact(params, models.MLP_PAIRS, round_to=4, check=(models.mlp, None, (x,)))
+    small = compact(
+        params, models.MLP_PAIRS, round_to=4, check=(models.mlp, None, (x,))
+    )
     assert left(small)["l1/kernel -> l2/kernel"] == 12
     assert small.difference.relative <= 1e-5
 
@@ -220,7 +228,10 @@ def padded(params, x):
 @pytest.mark.parametrize("window", [1, 3])
 def test_before_a_convolution_that_pads_a_constant_is_kept(window):
     params = models.drawn(
-        a__kernel=(3, 3, 2, 6), a__bias=(6,), b__kernel=(window, window, 6, 4), b__bias=(4,)
+        a__kernel=(3, 3, 2, 6),
+        a__bias=(6,),
+        b__kernel=(window, window, 6, 4),
+        b__bias=(4,),
     )
     params["a"]["kernel"] = params["a"]["kernel"].at[..., 2].set(0)
     params["a"]["bias"] = params["a"]["bias"].at[2].set(1.0)
@@ -234,9 +245,13 @@ def test_before_a_convolution_that_pads_a_constant_is_kept(window):
 
 def test_a_fold_that_check_refutes_is_undone():
     def leaky(params, x):
-        return models.dense(params["l2"], jax.nn.leaky_relu(models.dense(params["l1"], x)))
+        return models.dense(
+            params["l2"], jax.nn.leaky_relu(models.dense(params["l1"], x))
+        )
 
-    params = models.drawn(l1__kernel=(5, 6), l1__bias=(6,), l2__kernel=(6, 3), l2__bias=(3,))
+    params = models.drawn(
+        l1__kernel=(5, 6), l1__bias=(6,), l2__kernel=(6, 3), l2__bias=(3,)
+    )
     constant_unit(params, 2, -3.0)
     params["l2"]["kernel"] = params["l2"]["kernel"].at[4].set(0)
     x = jax.random.normal(KEY, (4, 5))
@@ -251,7 +266,7 @@ def test_a_constant_that_depends_on_the_width_is_caught():
         return jax.nn.relu(x @ params["w"]) @ params["v"] / params["w"].shape[1]
 
     params = {"w": jnp.ones((2, 4)), "v": jnp.array([[1.0], [0], [2], [0]])}
-    with pytest.raises(ValueError, match="differs by .* depends on a width") as error:
+    with pytest.raises(ValueError, match=r"differs by .* depends on a width") as error:
         compact(params, volax.pair("w", "v"), check=(scaled, None, (jnp.ones((3, 2)),)))
     assert "w -> v" in str(error.value)
 
@@ -298,13 +313,17 @@ def test_running_statistics_given_apart_are_cut():
     x = jax.random.normal(KEY, (2, 4, 4, 3))
     small = compact(params, group, state=stats, check=(fn, None, (x,)))
     assert small.state["mean"].shape == (4,)
-    with pytest.raises(ValueError, match=r"state 'mean' is not in the tree.*state=\.\.\."):
+    with pytest.raises(
+        ValueError, match=r"state 'mean' is not in the tree.*state=\.\.\."
+    ):
         compact(params, group)
 
 
 def test_a_hand_written_group_that_forgets_a_vector_is_refused():
     params = models.mlp_params()
-    with pytest.raises(ValueError, match="'l1/bias' of shape .* stands beside 'l1/kernel'"):
+    with pytest.raises(
+        ValueError, match=r"'l1/bias' of shape .* stands beside 'l1/kernel'"
+    ):
         compact(params, volax.pair("l1/kernel", "l2/kernel"))
 
 

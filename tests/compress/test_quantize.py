@@ -42,10 +42,14 @@ def test_ternary_follows_the_paper():
     np.testing.assert_allclose(ternarize({"k": w})["k"], twn(w), rtol=1e-6)
     by_channel = ternarize({"k": w}, channel_axis=-1)["k"]
     for channel in range(8):
-        np.testing.assert_allclose(by_channel[:, channel], twn(w[:, channel]), rtol=1e-6)
+        np.testing.assert_allclose(
+            by_channel[:, channel], twn(w[:, channel]), rtol=1e-6
+        )
 
 
-@given(st.integers(0, 10**6), st.floats(-0.5, 0.5), st.sampled_from(["binary", "ternary"]))
+@given(
+    st.integers(0, 10**6), st.floats(-0.5, 0.5), st.sampled_from(["binary", "ternary"])
+)
 @settings(max_examples=60, deadline=None)
 def test_the_scale_is_least_squares(seed, shift, kind):
     w = weights(seed, (4, 6))
@@ -76,8 +80,14 @@ def test_a_share_of_the_largest_weight():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ternarize({"k": jnp.ones((2, 2))}, threshold=1.0), "threshold must be"),
-        (lambda: ternarize({"k": jnp.ones((2, 2))}, threshold="x"), "threshold must be"),
+        (
+            lambda: ternarize({"k": jnp.ones((2, 2))}, threshold=1.0),
+            "threshold must be",
+        ),
+        (
+            lambda: ternarize({"k": jnp.ones((2, 2))}, threshold="x"),
+            "threshold must be",
+        ),
         (lambda: binarize({"k": jnp.full((2, 2), jnp.nan)}), "'k' is not finite"),
         (lambda: binarize({"k": jnp.ones((2, 2))}, channel_axis=2), "has no axis 2"),
         (
@@ -85,13 +95,21 @@ def test_a_share_of_the_largest_weight():
             "volume or channel_axis",
         ),
         (
-            lambda: binarize({"k": jnp.ones((2, 2), int)}, mask=volax.path_matches("k")),
+            lambda: binarize(
+                {"k": jnp.ones((2, 2), int)}, mask=volax.path_matches("k")
+            ),
             "'k' is of dtype int32",
         ),
         (lambda: pack({"k": jnp.ones((2, 2))}, bits=3), "bits must be 1 or 2, got 3"),
-        (lambda: pack({"k": jnp.arange(4.0).reshape(2, 2)}, bits=2), "'k' is not on a grid"),
+        (
+            lambda: pack({"k": jnp.arange(4.0).reshape(2, 2)}, bits=2),
+            "'k' is not on a grid",
+        ),
         (lambda: pack({"k": jnp.array([[1.0, 0.0]])}, bits=1), "'k' is not on a grid"),
-        (lambda: jax.jit(lambda k: pack({"k": k}, bits=1))(jnp.ones((2, 2))), "outside jax"),
+        (
+            lambda: jax.jit(lambda k: pack({"k": k}, bits=1))(jnp.ones((2, 2))),
+            "outside jax",
+        ),
     ],
 )
 def test_mistakes_are_named(call, message):
@@ -100,7 +118,11 @@ def test_mistakes_are_named(call, message):
 
 
 def test_integers_stay_as_they_are():
-    params = {"k": jnp.ones((2, 2)), "count": jnp.ones((2, 2), int), "bias": jnp.ones(2)}
+    params = {
+        "k": jnp.ones((2, 2)),
+        "count": jnp.ones((2, 2), int),
+        "bias": jnp.ones(2),
+    }
     packed = pack(binarize(params), bits=1)
     assert isinstance(packed["k"], Packed)
     assert packed["count"] is params["count"]

@@ -31,7 +31,12 @@ def test_counts():
     np.testing.assert_allclose(group.path_norms, [np.hypot(0.5, 0.25), 0, 0])
     np.testing.assert_allclose(a.norm, np.linalg.norm(params["a"]))
     total = found.total
-    assert (total["size"], total["zeros"], total["left"], total["bytes_left"]) == (9, 4, 3, 12)
+    assert (total["size"], total["zeros"], total["left"], total["bytes_left"]) == (
+        9,
+        4,
+        3,
+        12,
+    )
     assert (total["at_wall"], total["bounded"]) == (2, 6)
     assert json.loads(json.dumps(found.to_dict()))["total"] == total
 
@@ -43,7 +48,9 @@ def test_a_weight_a_few_ulps_below_the_wall_is_at_it():
     assert report(params, bounds=0.1).leaves[0].at_wall == 2
 
 
-@pytest.mark.parametrize("shape", [(40, 8), (8, 40), (3, 3, 4, 20), (1, 1), (0, 4), (2, 0)])
+@pytest.mark.parametrize(
+    "shape", [(40, 8), (8, 40), (3, 3, 4, 20), (1, 1), (0, 4), (2, 0)]
+)
 def test_stable_rank(shape):
     w = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     expected = 0.0
@@ -145,8 +152,9 @@ def test_the_figure_is_drawn(layers, groups, tmp_path):
 
 
 def test_empty_and_dead_trees_are_drawn(tmp_path):
-    report({"w": jnp.zeros((2, 3)), "v": jnp.zeros((3, 1))}, volax.pair("w", "v")).figure(
-    ).savefig(tmp_path / "a.png")
+    report(
+        {"w": jnp.zeros((2, 3)), "v": jnp.zeros((3, 1))}, volax.pair("w", "v")
+    ).figure().savefig(tmp_path / "a.png")
     found = report({})
     assert found.total["size"] == 0
     str(found)

@@ -58,7 +58,9 @@ def test_a_tree_comes_back(tmp_path):
     st.lists(st.integers(0, 4), max_size=4), st.text(max_size=8),
 )  # fmt: skip
 @settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_any_array_under_any_name_comes_back(tmp_path, seed, dtype, shape, name):
     array = np.random.default_rng(seed).integers(0, 2, shape)
@@ -81,7 +83,9 @@ def test_another_reader_of_the_format_agrees(tmp_path):
 
 @pytest.mark.parametrize("bits", [1, 2])
 def test_packed_weights_take_their_bytes_on_disk(tmp_path, bits):
-    params = {"k": jnp.asarray(np.random.default_rng(0).normal(size=(500, 301)), "float32")}
+    params = {
+        "k": jnp.asarray(np.random.default_rng(0).normal(size=(500, 301)), "float32")
+    }
     packed = pack((binarize if bits == 1 else ternarize)(params), bits=bits)
     size = save(tmp_path / "m", packed)
     assert size - packed["k"].nbytes < 600
@@ -133,7 +137,8 @@ def test_a_smaller_module_is_loaded_into_a_full_one_in_another_process(tmp_path)
     small = compact(model, find_groups(model, x), check=(x,))
     save(tmp_path / "m", small)
     out = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), tmp_path / "m", tmp_path / "y.npy"],
+        [sys.executable, "-c", textwrap.dedent(code), tmp_path / "m",
+         tmp_path / "y.npy"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert out.stdout.split() == ["2", "2", "2"]
@@ -143,7 +148,9 @@ def test_a_smaller_module_is_loaded_into_a_full_one_in_another_process(tmp_path)
 def test_into_must_have_the_same_key_paths(tmp_path):
     save(tmp_path / "m", {"a": jnp.ones(2), "b": jnp.ones(2)})
     with pytest.raises(ValueError, match="m lacks 'c'"):
-        load(tmp_path / "m", into={"a": jnp.ones(2), "b": jnp.ones(2), "c": jnp.ones(1)})
+        load(
+            tmp_path / "m", into={"a": jnp.ones(2), "b": jnp.ones(2), "c": jnp.ones(1)}
+        )
     with pytest.raises(ValueError, match="m holds 'b', which into has not"):
         load(tmp_path / "m", into={"a": jnp.ones(2)})
 
@@ -157,7 +164,9 @@ def whole(tmp_path_factory):
 
 @given(st.data())
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_every_altered_file_is_refused_by_name(tmp_path, whole, data):
     path = tmp_path / "damaged.safetensors"
@@ -177,7 +186,7 @@ def test_every_altered_file_is_refused_by_name(tmp_path, whole, data):
     try:
         loaded = load(path)
     except ValueError as error:
-        assert "damaged.safetensors" in str(error)
+        assert "damaged.safetensors" in str(error)  # noqa: PT017
     else:
         # Only what JSON does not tell apart, such as a space in the header.
         same(loaded.params, tree())
@@ -186,7 +195,9 @@ def test_every_altered_file_is_refused_by_name(tmp_path, whole, data):
 
 @given(st.binary(max_size=300))
 @settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_any_other_file_is_refused_by_name(tmp_path, content):
     path = tmp_path / "other.bin"

@@ -51,7 +51,9 @@ def test_nnx_modules_run_and_train_as_they_are(name):
     agree(small, expected)
     grads = nnx.grad(lambda m: (m(x) ** 2).sum())(small.params)
     shapes = [g.shape for g in jax.tree.leaves(grads)]
-    assert shapes == [p.shape for p in jax.tree.leaves(nnx.state(small.params, nnx.Param))]
+    assert shapes == [
+        p.shape for p in jax.tree.leaves(nnx.state(small.params, nnx.Param))
+    ]
 
 
 def test_nnx_attention_that_wants_equal_heads_is_refused():

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from volax import masks
 from volax.compress import modules
@@ -205,8 +206,10 @@ class _Source:
         for path in leaves.keys() & others.keys():
             raise ValueError(f"compact: {path!r} is in params as well as in state")
         for path, leaf in {**leaves, **others}.items():
-            if isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer):
-                raise ValueError(f"compact: {path!r} is no array but {type(leaf).__name__}")
+            if isinstance(leaf, jax.ShapeDtypeStruct | Tracer):
+                raise ValueError(
+                    f"compact: {path!r} is no array but {type(leaf).__name__}"
+                )
 
         def rebuilt(new: dict[str, Any]) -> tuple[Any, Any]:
             small = merge(replaced(tree, new))

@@ -73,7 +73,7 @@ def _count(
 
 
 def _inner(eqn: Any) -> list[tuple[Any, int]] | None:
-    """The jaxprs that an equation calls, with how many of its last operands each has."""
+    """The jaxprs that an equation calls, and how many of its last operands each has."""
     params = eqn.params
     if eqn.primitive.name == "while":
         body = params["body_jaxpr"].jaxpr

@@ -97,7 +97,7 @@ def cut_state(
     def small(path: tuple[Any, ...], leaf: Any) -> Any:
         names = (masks.key_path(path[place:]) for place in range(len(path)))
         name = next((name for name in names if name in shapes), None)
-        if name not in plans or jnp.size(leaf) <= 1:
+        if name is None or name not in plans or jnp.size(leaf) <= 1:
             return leaf
         if jnp.shape(leaf) != shapes[name]:
             raise ValueError(

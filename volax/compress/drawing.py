@@ -42,7 +42,9 @@ def figure(report: Any) -> Any:
 
 
 def _titled(axes: Any, title: str, under: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK, pad=22)
+    axes.set_title(
+        title, loc="left", fontsize=11, fontweight="bold", color=_INK, pad=22
+    )
     axes.text(
         0, 1.025, under, transform=axes.transAxes, fontsize=8.5, color="#6b7280"
     )  # fmt: skip
@@ -66,8 +68,9 @@ def _weights(axes: Any, report: Any) -> None:
     under = f"{percent(total['zeros'], total['size'])} are zero and not drawn"
     if walls:
         name = f"wall at {walls[0]:.3g}" if len(walls) == 1 else f"{len(walls)} walls"
-        under = f"{name} (dashed), {percent(total['at_wall'], total['bounded'])} at it; " + (
-            f"{percent(total['zeros'], total['size'])} zero, not drawn"
+        under = (
+            f"{name} (dashed), {percent(total['at_wall'], total['bounded'])} at it; "
+            + (f"{percent(total['zeros'], total['size'])} zero, not drawn")
         )
         reach = 1.12 * max(walls[-1], edges[-1])
         axes.set_xlim(-reach, reach)
@@ -177,9 +180,7 @@ def _zeros(axes: Any, report: Any) -> None:
     """Share of zeros by array, where no groups were given."""
     leaves = [leaf for leaf in report.leaves if len(leaf.shape) > 1] or report.leaves
     total = report.total
-    _titled(
-        axes, "Zeros", f"{short(total['zeros'])} of {short(total['size'])} weights"
-    )
+    _titled(axes, "Zeros", f"{short(total['zeros'])} of {short(total['size'])} weights")
     share = [100 * leaf.zeros / max(leaf.size, 1) for leaf in leaves]
     rows = np.arange(len(leaves))
     if len(leaves) > _NAMED:

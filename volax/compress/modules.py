@@ -91,4 +91,6 @@ _RULES = {
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every array of a tree by key path."""
-    return {k: tuple(getattr(v, "shape", ())) for k, v in masks.named_leaves(tree).items()}
+    return {
+        k: tuple(getattr(v, "shape", ())) for k, v in masks.named_leaves(tree).items()
+    }

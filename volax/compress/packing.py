@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from volax import masks
 from volax.compress.quantize import check_finite, floating, on_grid
@@ -156,7 +157,7 @@ def unpack(packed: Any) -> Any:
 
 
 def _packed(path: str, w: Any, bits: int, channel_axis: int | None) -> Packed:
-    if isinstance(w, jax.core.Tracer):
+    if isinstance(w, Tracer):
         raise ValueError(f"pack: {path!r} is traced; call pack outside jax.jit")
     check_finite("pack", path, w)
     values = np.asarray(w)
@@ -175,10 +176,14 @@ def _packed(path: str, w: Any, bits: int, channel_axis: int | None) -> Packed:
         have = np.unique(size.astype(float))
         several = channel_axis is None and len(have) > 2
         raise ValueError(
-            f"pack: {path!r} is not on a grid of {'-s, +s' if bits == 1 else '-s, 0, +s'}"
-            f": its sizes go from {have[0]:.4g} to {have[-1]:.4g}; "
+            f"pack: {path!r} is not on a grid of "
+            f"{'-s, +s' if bits == 1 else '-s, 0, +s'}: its sizes go from {have[0]:.4g} to {have[-1]:.4g}; "
             f"{'binarize' if bits == 1 else 'ternarize'} it first"
-            + (", and give channel_axis if its scales are by channel" if several else "")
+            + (
+                ", and give channel_axis if its scales are by channel"
+                if several
+                else ""
+            )
         )
     if bits == 1:
         # A channel of zeros has the scale 0 and any sign.

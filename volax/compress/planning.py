@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from volax import masks
@@ -82,7 +83,9 @@ def fitted(groups: Any, leaves: Mapping[str, Any], what: str) -> tuple[Group, ..
         )
     check_disjoint(found, leaves)
     for group in found:
-        _check_complete(group, leaves, {m.path for g in found for m in g.carriers}, what)
+        _check_complete(
+            group, leaves, {m.path for g in found for m in g.carriers}, what
+        )
     return tuple(found)
 
 
@@ -135,7 +138,10 @@ def plan(
     beside = {k: np.asarray(v) for k, v in leaves.items() if _is_vector(v)}
     work, folded = {**beside, **held}, {}
     forced = [_forced(keep, g, leaves) for g in groups]
-    unsafe = [units.uncuttable(g) or (None if proven else units.unsafe(g, held)) for g in groups]
+    unsafe = [
+        units.uncuttable(g) or (None if proven else units.unsafe(g, held))
+        for g in groups
+    ]
     gone = [np.zeros(g.sizes, bool) for g in groups]
     unread = [np.zeros(g.sizes, bool) for g in groups]
     reasons: dict[int, str] = {}
@@ -181,7 +187,9 @@ def plan(
             for which, why in said
             if which.any()
         ]
-    return Plan(tuple(groups), tuple(stay), tuple(gone), tuple(unread), tuple(kept), folded)
+    return Plan(
+        tuple(groups), tuple(stay), tuple(gone), tuple(unread), tuple(kept), folded
+    )
 
 
 def _zeroed(leaf: np.ndarray, member: Any, which: np.ndarray) -> np.ndarray:
@@ -190,7 +198,7 @@ def _zeroed(leaf: np.ndarray, member: Any, which: np.ndarray) -> np.ndarray:
 
 
 def _is_vector(leaf: Any) -> bool:
-    key = jax.dtypes.issubdtype(getattr(leaf, "dtype", np.int32), jax.dtypes.prng_key)
+    key = jnp.issubdtype(getattr(leaf, "dtype", np.int32), jax.dtypes.prng_key)
     return not key and getattr(leaf, "ndim", 0) == 1
 
 
@@ -246,6 +254,7 @@ def _forced(keep: Any, group: Group, leaves: Mapping[str, Any]) -> np.ndarray:
         else:
             raise ValueError(
                 f"compact: keep: {member.path!r}: expected True, numbers of units or "
-                f"bools of shape {group.sizes}, got {which.dtype} of shape {which.shape}"
+                f"bools of shape {group.sizes}, got {which.dtype} of shape "
+                f"{which.shape}"
             )
     return chosen

@@ -46,7 +46,9 @@ def difference(full: Any, small: Any) -> Difference:
     absolute = relative = 0.0
     for (path, x), y in zip(before.items(), after.values()):
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
-            raise ValueError(f"output {path or '0'} is not finite, which proves nothing")
+            raise ValueError(
+                f"output {path or '0'} is not finite, which proves nothing"
+            )
         gap = float(np.abs(x - y).max(initial=0))
         absolute = max(absolute, gap)
         relative = max(relative, gap / max(float(np.abs(x).max(initial=0)), 1e-30))

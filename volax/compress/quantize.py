@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from volax import masks
 
@@ -54,7 +55,9 @@ def binarize(
 
     def rule(w: jax.Array, wall: Any) -> jax.Array:
         axes = _other_axes(w, channel_axis)
-        scale = _mean(jnp.abs(w), jnp.ones(w.shape, bool), axes) if wall is None else wall
+        scale = (
+            _mean(jnp.abs(w), jnp.ones(w.shape, bool), axes) if wall is None else wall
+        )
         return on_grid(jnp.where(w >= 0, 1, -1), scale, w.dtype)
 
     return _quantized("binarize", rule, params, volume, channel_axis, mask)
@@ -96,7 +99,8 @@ def ternarize(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> ternarize({"kernel": jnp.array([[0.5, -2.0], [0.25, 1.0]])})["kernel"].tolist()
+      >>> params = {"kernel": jnp.array([[0.5, -2.0], [0.25, 1.0]])}
+      >>> ternarize(params)["kernel"].tolist()
       [[0.0, -1.5], [0.0, 1.5]]
 
     References:
@@ -107,7 +111,8 @@ def ternarize(
     """
     if threshold != "twn" and (isinstance(threshold, str) or not 0 <= threshold < 1):
         raise ValueError(
-            f"ternarize: threshold must be 'twn' or a number in [0, 1), got {threshold!r}"
+            "ternarize: threshold must be 'twn' or a number in [0, 1), "
+            f"got {threshold!r}"
         )
 
     def rule(w: jax.Array, wall: Any) -> jax.Array:
@@ -126,7 +131,7 @@ def ternarize(
 
 
 def on_grid(codes: jax.Array, scale: Any, dtype: Any) -> jax.Array:
-    """Codes -1, 0, +1 times a scale; zeros have no sign, so that bits can be compared."""
+    """Codes -1, 0, +1 times a scale; a zero has no sign, so that bits compare."""
     scale = jnp.asarray(scale, dtype)
     value = jnp.where(codes < 0, -scale, scale)
     return jnp.where((codes == 0) | (scale == 0), jnp.zeros((), dtype), value)
@@ -181,7 +186,7 @@ def floating(chosen: set[str], params: Any, name: str, mask: Any) -> set[str]:
 
 def check_finite(name: str, path: str, w: Any) -> None:
     """Refuses a NaN or an infinity, which would become the scale of all weights."""
-    if not isinstance(w, jax.core.Tracer) and not bool(jnp.isfinite(w).all()):
+    if not isinstance(w, Tracer) and not bool(jnp.isfinite(w).all()):
         raise ValueError(f"{name}: {path!r} is not finite")
 
 

@@ -13,6 +13,7 @@ from volax import masks
 from volax.compress import modules, tabulate
 from volax.compress.counting import ACTIVATIONS, multiply_adds
 from volax.compress.cutting import cuts
+from volax.compress.measuring import histogram, stable_rank
 from volax.compress.packing import Packed, is_packed
 from volax.compress.planning import fitted, plan
 from volax.pairs.path_norm import side_norms
@@ -233,7 +234,7 @@ def report(
             )
         )
     total = sum(r.multiply_adds for r in rows) + counts.get(ACTIVATIONS, 0)
-    return Report(tuple(rows), units, total, traced, _histogram(arrays))
+    return Report(tuple(rows), units, total, traced, histogram(arrays))
 
 
 def _nodes(tree: Any) -> dict[str, Any]:
@@ -263,12 +264,16 @@ def _units(
     groups: tuple[Group, ...], arrays: dict[str, np.ndarray]
 ) -> tuple[tuple[GroupReport, ...], dict[str, int]]:
     """The rows of the groups, and how many weights of each leaf stay."""
-    planned = plan(groups, arrays, round_to=1, keep=None, proven=True, folding="counted")
+    planned = plan(
+        groups, arrays, round_to=1, keep=None, proven=True, folding="counted"
+    )
     shapes = {k: v.shape for k, v in arrays.items()}
     rows = []
     for group, gone, unread in zip(groups, planned.gone, planned.unread):
         norms = side_norms(group.producers, group.sizes, arrays) * side_norms(  # pyright: ignore
-            group.consumers, group.sizes, arrays  # pyright: ignore
+            group.consumers,
+            group.sizes,
+            arrays,  # pyright: ignore
         )
         rows.append(
             GroupReport(
@@ -312,40 +317,12 @@ def _leaf(
             wall=wall,
             norm=norm,
             largest=float(size.max(initial=0.0)),
-            stable_rank=_stable_rank(array, norm) if array.ndim > 1 else None,
+            stable_rank=stable_rank(array, norm) if array.ndim > 1 else None,
             bytes=node.nbytes,
             **rest,
         )
 
     return row
-
-
-def _stable_rank(array: np.ndarray, norm: float) -> float:
-    """Squared Frobenius norm by squared spectral norm, by subspace iteration."""
-    if not norm or not np.isfinite(norm):
-        return 0.0
-    matrix = (array.reshape(-1, array.shape[-1]) / norm).astype(np.float32)
-    if matrix.shape[0] < matrix.shape[1]:
-        matrix = matrix.T
-    # Eight vectors converge where the first singular values lie close together.
-    basis = np.random.default_rng(0).normal(size=(matrix.shape[1], 8))
-    basis = basis.astype(np.float32)
-    for _ in range(12):
-        basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))
-    return float(1 / np.linalg.norm(matrix @ basis, 2) ** 2)
-
-
-def _histogram(
-    arrays: dict[str, np.ndarray],
-) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Of the weights of all matrices that are not zero."""
-    matrices = [a for a in arrays.values() if a.ndim > 1] or list(arrays.values())
-    most = max((float(np.abs(a).max(initial=0)) for a in matrices), default=0.0)
-    edges = np.linspace(-most or -1.0, most or 1.0, 122)
-    counts = np.zeros(121, np.int64)
-    for a in matrices:
-        counts += np.histogram(a[a != 0].astype(np.float64), edges)[0]
-    return tuple(edges.tolist()), tuple(counts.tolist())
 
 
 def _share(what: int, leaf: LeafReport) -> int:

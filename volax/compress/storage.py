@@ -57,7 +57,10 @@ class Loaded:
 
 
 def save(
-    path: str | os.PathLike[str], params: Any, *, manifest: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    params: Any,
+    *,
+    manifest: Mapping[str, Any] | None = None,
 ) -> int:
     """Writes a model to one file, all of it or nothing.
 
@@ -89,7 +92,9 @@ def save(
         params = {"params": params.params, **extra} if extra else params.params
     tree = modules.split(params)[0] if modules.is_module(params) else params
     arrays, places = {}, {}
-    for key_path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_packed)[0]:
+    for key_path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_packed)[
+        0
+    ]:
         name = jax.tree_util.keystr(key_path, simple=True, separator="/") or "."
         if name in places:
             raise ValueError(f"save: two leaves share the key path {name!r}")
@@ -308,7 +313,8 @@ def _read(file: str, raw: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     if len(data) != end:
         kind = "truncated" if len(data) < end else "altered"
         raise ValueError(
-            f"load: {file} is {kind}: it holds {len(data)} bytes of arrays, expected {end}"
+            f"load: {file} is {kind}: it holds {len(data)} bytes of arrays, "
+            f"expected {end}"
         )
     try:
         blocks = [bytes(data[slice(*e["data_offsets"])]) for e in header.values()]

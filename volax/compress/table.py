@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+def aligned(
+    head: Sequence[str], rows: Sequence[Sequence[str]], sides: str
+) -> list[str]:
     """The lines of a table.
 
     Args:

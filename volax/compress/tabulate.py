@@ -29,7 +29,9 @@ def text(report: Any, rows: int) -> str:
         shape = "x".join(map(str, leaf.shape)) if leaf.shape is not None else "various"
         cells = [leaf.path, shape or "scalar", percent(leaf.zeros, leaf.size)]
         if has_wall:
-            cells.append("" if leaf.at_wall is None else percent(leaf.at_wall, leaf.size))
+            cells.append(
+                "" if leaf.at_wall is None else percent(leaf.at_wall, leaf.size)
+            )
         if has_units:
             cells.append("" if leaf.units is None else f"{leaf.alive}/{leaf.units}")
         rank = "" if leaf.stable_rank is None else f"{leaf.stable_rank:.1f}"
@@ -60,7 +62,10 @@ def short(count: float) -> str:
 def _totals(report: Any) -> list[str]:
     total = report.total
     lines = [
-        ("weights", f"{total['size']:,}, {percent(total['zeros'], total['size'])} zero"),
+        (
+            "weights",
+            f"{total['size']:,}, {percent(total['zeros'], total['size'])} zero",
+        ),
         ("norm", f"{total['norm']:.4g}"),
     ]
     if total["at_wall"] is not None:
@@ -70,8 +75,8 @@ def _totals(report: Any) -> list[str]:
         lines += [
             (
                 "units alive",
-                f"{total['alive']:,} of {total['units']:,} in {len(report.groups)} groups"
-                f" (dead: {dead[0]:,} nothing reads, {dead[1]:,} nothing feeds)",
+                f"{total['alive']:,} of {total['units']:,} in {len(report.groups)} "
+                f"groups (dead: {dead[0]:,} nothing reads, {dead[1]:,} nothing feeds)",
             ),
             ("path norm", f"{total['path_norm']:.4g}"),
         ]
@@ -110,7 +115,16 @@ def _merged(path: str, rows: list[Any]) -> Any:
 
     shapes = {r.shape for r in rows}
     ranks = [r.stable_rank for r in rows if r.stable_rank is not None]
-    names = ("size", "zeros", "at_wall", "units", "alive", "bytes", "multiply_adds", "left")
+    names = (
+        "size",
+        "zeros",
+        "at_wall",
+        "units",
+        "alive",
+        "bytes",
+        "multiply_adds",
+        "left",
+    )
     return dataclasses.replace(
         rows[0],
         path=path,

@@ -90,8 +90,6 @@ def _any(members: tuple[Member, ...], group: Group, leaves: Leaves) -> np.ndarra
     return found
 
 
-
-
 def positions(member: Member, units: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Which entries of a parameter belong to the chosen units.
 
@@ -192,4 +190,6 @@ _CONSTANTS = ("mul", "div", "pow", "integer_pow")
 
 def _alone(axis: Axis, shape: tuple[int, ...]) -> bool:
     """Whether one index of the units fills the axis."""
-    return axis.offset == 0 and axis.sizes == (shape[axis.axis],) and axis.units != (None,)
+    return (
+        axis.offset == 0 and axis.sizes == (shape[axis.axis],) and axis.units != (None,)
+    )

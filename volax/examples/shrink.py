@@ -29,16 +29,16 @@ from volax.pairs import find_groups
 _BATCH = 64
 _SIDE = 8  # pixels along an edge of a digit
 # Learning rate and strength of the path penalty.
-_SETTINGS = {"mlp": (0.1, 0.02), "cnn": (0.05, 0.01)}
+_SETTINGS = {"mlp": (0.1, 0.02), "cnn": (0.05, 0.2)}
 
 
 class CNN(nnx.Module):
     """Two convolutions, the second of half resolution, and two dense layers."""
 
     def __init__(self, *, rngs: nnx.Rngs):
-        self.conv0 = nnx.Conv(1, 32, (3, 3), rngs=rngs)
-        self.conv1 = nnx.Conv(32, 64, (3, 3), strides=2, rngs=rngs)
-        self.hidden = nnx.Linear(64 * (_SIDE // 2) ** 2, 128, rngs=rngs)
+        self.conv0 = nnx.Conv(1, 16, (3, 3), rngs=rngs)
+        self.conv1 = nnx.Conv(16, 32, (3, 3), strides=2, rngs=rngs)
+        self.hidden = nnx.Linear(32 * (_SIDE // 2) ** 2, 128, rngs=rngs)
         self.out = nnx.Linear(128, CLASSES, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -89,7 +89,9 @@ def shrink(
 
     small = compact(model, groups, check=(images,))
     print(f"\n{small}\n")
-    after = report(small.params, find_groups(small.params, images[:1]), inputs=(images[:1],))
+    after = report(
+        small.params, find_groups(small.params, images[:1]), inputs=(images[:1],)
+    )
     seconds = _alternating(_runner(model), _runner(small.params), images)
     sizes = [
         save(workdir / "full.safetensors", model),
@@ -126,7 +128,12 @@ def shrink(
     }  # fmt: skip
     print()
     _print(("ternary", "float", "packed"), bits)
-    found = {"compact": rows, "ternary": bits, "history": history, "images": len(images)}
+    found = {
+        "compact": rows,
+        "ternary": bits,
+        "history": history,
+        "images": len(images),
+    }
     write_json(workdir / "shrink.json", found)
     return found
 
@@ -143,7 +150,9 @@ def _trained(
     state = tx.init(params)
     step = _epoch(graph, tx)
     for number in range(epochs):
-        params, state = step(params, state, data, jax.random.key(seed * 10_000 + number))
+        params, state = step(
+            params, state, data, jax.random.key(seed * 10_000 + number)
+        )
     return nnx.merge(graph, params)
 
 
@@ -181,7 +190,8 @@ def _quantized(
     graph, params = nnx.split(model)
     # The wall where three quarters of a leaf's weights lie inside.
     walls = jax.tree.map(
-        lambda p: float(jnp.quantile(jnp.abs(p), 0.75)) if p.ndim > 1 else jnp.inf, params
+        lambda p: float(jnp.quantile(jnp.abs(p), 0.75)) if p.ndim > 1 else jnp.inf,
+        params,
     )
     tx = volax.volumized(optax.adam(1e-3), walls, 0.0)
     epoch, state, history = _epoch(graph, tx), tx.init(params), []
