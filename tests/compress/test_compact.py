@@ -16,18 +16,19 @@ from volax import masks
 from volax.compress import compact
 
 KEY = jax.random.key(0)
+MLP = jax.jit(models.mlp)
 
 
 def left(small):
     return {g["name"]: g["left"] for g in small.manifest["groups"]}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", MODELS)
 def test_killed_units_go_and_the_function_stays(name, seed):
     fn, make, groups, shape = MODELS[name]
     params, expected = killed(make(seed), groups, seed)
-    x = jax.random.normal(KEY, shape)
+    x, fn = jax.random.normal(KEY, shape), jax.jit(fn)
     small = compact(params, groups, check=(fn, None, (x,)))
     assert all(left(small)[k] <= n for k, n in expected.items())
     assert small.difference.relative <= 1e-5
@@ -46,8 +47,9 @@ def test_gradients_of_what_is_left_are_the_same(name):
     x = jax.random.normal(KEY, shape)
     # The largest number marks each weight, so that the cut can be read off.
     marks = jax.tree.map(lambda p: jnp.arange(p.size).reshape(p.shape), params)
-    small = compact(params, groups, check=(fn, None, (x,)), opt_state={"m": marks})
+    small = compact(params, groups, opt_state={"m": marks})
 
+    @jax.jit
     def loss(p):
         return sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(fn(p, x)))
 
@@ -63,12 +65,11 @@ def test_gradients_of_what_is_left_are_the_same(name):
     [
         optax.adam(1e-2),
         optax.sgd(1e-2, momentum=0.9),
-        optax.chain(optax.clip(1.0), optax.lion(1e-3)),
         optax.MultiSteps(optax.adam(1e-2), 2),
         optax.inject_hyperparams(optax.adamw)(1e-2),
         volax.volumized_adam(1e-2, volume=0.5),
     ],
-    ids=["adam", "momentum", "lion", "multi steps", "injected", "volumized"],
+    ids=["adam", "momentum", "multi steps", "injected", "volumized"],
 )
 def test_training_goes_on_as_in_the_full_model_with_frozen_dead_units(tx):
     params = models.mlp_params()
@@ -127,7 +128,7 @@ def test_units_that_only_dead_units_read_or_feed_go_as_well():
     l2["kernel"] = l2["kernel"].at[:7, 8].set(0).at[8:, 8].set(0)  # 8 reads 7 alone
     l2["bias"] = l2["bias"].at[8].set(0)
     x = jax.random.normal(KEY, (4, 5))
-    small = compact(params, models.MLP_PAIRS, check=(models.mlp, None, (x,)))
+    small = compact(params, models.MLP_PAIRS, check=(MLP, None, (x,)))
     groups = small.manifest["groups"]
     assert [g["removed"] for g in groups] == [[5, 7], [0, 1, 2, 3, 8]]
 
@@ -189,7 +190,7 @@ def test_a_constant_is_folded_into_the_next_bias(value):
     params = models.mlp_params()
     constant_unit(params, 3, value)
     x = jax.random.normal(KEY, (4, 5))
-    small = compact(params, models.MLP_PAIRS, check=(models.mlp, None, (x,)))
+    small = compact(params, models.MLP_PAIRS, check=(MLP, None, (x,)))
     assert left(small)["l1/kernel -> l2/kernel"] == 11
     moved = max(value, 0) * params["l2"]["kernel"][3]
     np.testing.assert_allclose(
@@ -213,9 +214,7 @@ def test_a_folded_unit_that_stays_to_round_the_count_is_not_counted_twice():
     params = models.mlp_params()
     constant_unit(params, 3, 0.7)
     x = jax.random.normal(KEY, (4, 5))
-    small = compact(
-        params, models.MLP_PAIRS, round_to=4, check=(models.mlp, None, (x,))
-    )
+    small = compact(params, models.MLP_PAIRS, round_to=4, check=(MLP, None, (x,)))
     assert left(small)["l1/kernel -> l2/kernel"] == 12
     assert small.difference.relative <= 1e-5
 
@@ -353,7 +352,7 @@ def test_outputs_that_are_not_finite_prove_nothing():
     params, _ = killed(models.mlp_params(), models.MLP_PAIRS)
     x = jnp.full((1, 5), jnp.nan)
     with pytest.raises(ValueError, match="not finite"):
-        compact(params, models.MLP_PAIRS, check=(models.mlp, None, (x,)))
+        compact(params, models.MLP_PAIRS, check=(MLP, None, (x,)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -361,7 +360,7 @@ def test_narrow_dtypes(dtype):
     params, _ = killed(models.mlp_params(), models.MLP_PAIRS)
     params = jax.tree.map(lambda p: p.astype(dtype), params)
     x = jax.random.normal(KEY, (4, 5), dtype)
-    small = compact(params, models.MLP_PAIRS, check=(models.mlp, None, (x,)))
+    small = compact(params, models.MLP_PAIRS, check=(MLP, None, (x,)))
     assert {leaf.dtype for leaf in jax.tree.leaves(small.params)} == {jnp.dtype(dtype)}
 
 
@@ -377,7 +376,7 @@ def test_what_was_given_is_left_alone_and_numpy_stays_numpy():
 def test_the_manifest_is_json_and_the_text_is_a_table():
     params, _ = killed(models.mlp_params(), models.MLP_PAIRS)
     x = jax.random.normal(KEY, (4, 5))
-    small = compact(params, models.MLP_PAIRS, check=(models.mlp, None, (x,)))
+    small = compact(params, models.MLP_PAIRS, check=(MLP, None, (x,)))
     assert json.loads(json.dumps(small.manifest)) == small.manifest
     lines = str(small).splitlines()
     assert lines[0].split() == ["units", "left", "group"]

@@ -15,8 +15,9 @@ from volax.pairs import find_groups
 
 # These add no layout that the others lack.
 SLOW = {
-    "vgg19", "vgg19_norm", "resnet50", "resnet50_plain", "resnet18_train",
-    "resnet18_plain", "vit", "gpt_gelu", "autoencoder", "mixed_precision",
+    "vgg19", "vgg19_norm", "resnet50", "resnet50_plain", "resnet18_train", "resnet18_plain",
+    "resnet18", "vit", "gpt_gelu", "autoencoder", "mixed_precision", "unet", "mixer",
+    "mlp", "mobilenet", "gated", "squeeze_excite", "lenet",
 }  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def agree(small, expected):
 @pytest.mark.parametrize("name", [n for n in LINEN if n not in SLOW])
 def test_linen(name):
     model, x, _, _ = LINEN[name]
-    variables = model.init(KEY, x)
+    variables = jax.jit(model.init)(KEY, x)
     groups = find_groups(model, variables, x)
     variables, expected = killed(variables, groups)
     fn = jax.jit(model.apply)

@@ -174,16 +174,12 @@ def _packed(path: str, w: Any, bits: int, channel_axis: int | None) -> Packed:
     size = np.abs(values)
     if not ((size == scale) | ((size == 0) & (bits == 2))).all():
         have = np.unique(size.astype(float))
-        several = channel_axis is None and len(have) > 2
+        grid, make = ("-s, +s", "binarize") if bits == 1 else ("-s, 0, +s", "ternarize")
+        hint = ", and give channel_axis if its scales are by channel"
         raise ValueError(
-            f"pack: {path!r} is not on a grid of "
-            f"{'-s, +s' if bits == 1 else '-s, 0, +s'}: its sizes go from {have[0]:.4g} to {have[-1]:.4g}; "
-            f"{'binarize' if bits == 1 else 'ternarize'} it first"
-            + (
-                ", and give channel_axis if its scales are by channel"
-                if several
-                else ""
-            )
+            f"pack: {path!r} is not on a grid of {grid}: its sizes go from "
+            f"{have[0]:.4g} to {have[-1]:.4g}; {make} it first"
+            + (hint if channel_axis is None else "")
         )
     if bits == 1:
         # A channel of zeros has the scale 0 and any sign.

@@ -29,7 +29,7 @@ from volax.pairs import find_groups
 _BATCH = 64
 _SIDE = 8  # pixels along an edge of a digit
 # Learning rate and strength of the path penalty.
-_SETTINGS = {"mlp": (0.1, 0.02), "cnn": (0.05, 0.2)}
+_SETTINGS = {"mlp": (0.1, 0.02), "cnn": (0.05, 0.1)}
 
 
 class CNN(nnx.Module):
