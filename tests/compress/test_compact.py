@@ -217,6 +217,7 @@ def test_a_folded_unit_that_stays_to_round_the_count_is_not_counted_twice():
     small = compact(params, models.MLP_PAIRS, round_to=4, check=(MLP, None, (x,)))
     assert left(small)["l1/kernel -> l2/kernel"] == 12
     assert small.difference.relative <= 1e-5
+    assert [k.reason for k in small.kept] == ["the count is a multiple of 4"]
 
 
 def padded(params, x):
