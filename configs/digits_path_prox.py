@@ -12,6 +12,5 @@ def get_config() -> ConfigDict:
     config = default["get_config"]()
     config.regularizer = "path_prox"
     config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 0.1
-    config.path_prox.strength = 0.02
+    config.optimizer.learning_rate = 0.2
     return config

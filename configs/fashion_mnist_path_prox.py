@@ -17,5 +17,5 @@ def get_config() -> ConfigDict:
     config.regularizer = "path_prox"
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1
-    config.path_prox.strength = 0.0075
+    config.path_prox.strength = 0.005
     return config

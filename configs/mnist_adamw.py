@@ -14,4 +14,5 @@ def get_config() -> ConfigDict:
     config.hidden = (1024,)
     config.epochs = 10
     config.batch_size = 128
+    config.optimizer.learning_rate = 1e-3
     return config

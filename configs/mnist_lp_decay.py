@@ -15,6 +15,6 @@ def get_config() -> ConfigDict:
     config.epochs = 10
     config.batch_size = 128
     config.regularizer = "lp_decay"
-    config.lp_decay.strength = 0.01
-    config.lp_decay.p = 0.5
+    config.optimizer.learning_rate = 1e-3
+    config.lp_decay.strength = 0.0075
     return config

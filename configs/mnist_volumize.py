@@ -15,5 +15,6 @@ def get_config() -> ConfigDict:
     config.epochs = 10
     config.batch_size = 128
     config.regularizer = "volumize"
+    config.optimizer.learning_rate = 1e-3
     config.volumize.volume = 0.07
     return config

@@ -48,8 +48,8 @@ CASES = {
     "lp_decay-2": _case(volax.lp_decay, **RATE, strength=0.5, p=2.0),
     "lp_decay-3": _case(volax.lp_decay, **RATE, strength=0.5, p=3.0),
     "path_prox": _case(volax.path_prox, **RATE, strength=2.0, pairs=PAIR),
-    "path_prox-project": _case(
-        volax.path_prox, **RATE, strength=2.0, pairs=[PAIR], normalize="project"
+    "path_prox-rescale": _case(
+        volax.path_prox, **RATE, strength=2.0, pairs=[PAIR], normalize="rescale"
     ),
     "path_prox-all": _case(
         volax.path_prox,

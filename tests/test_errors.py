@@ -44,7 +44,7 @@ AT_CONSTRUCTION = [
     ),
     (lambda: volax.lp_decay(0.1, 0.1, 1, reference="x"), "reference must be 'before'"),
     (lambda: volax.path_prox(0.1, -1.0, PAIR), "path_prox: strength .*got -1.0"),
-    (lambda: volax.path_prox(0.1, 0.1, PAIR, normalize="x"), "normalize must be 'res"),
+    (lambda: volax.path_prox(0.1, 0.1, PAIR, normalize="x"), "normalize must be 'proj"),
     (lambda: volax.path_prox(0.1, 0.1, []), "path_prox: pairs is empty"),
     (lambda: volax.path_prox(0.1, 0.1, ["l1"]), "volax.pair .*got str"),
     (lambda: volax.path_prox(0.1, 0.1, 3), "volax.pair .*got int"),

@@ -77,6 +77,23 @@ def test_no_weight_leaves_the_volume(x64, p_dtype, u_dtype, seed, volume, alpha,
         assert np.max(np.abs(exact(new))) >= volume * (1 - 4 * eps)
 
 
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("kind", ["array", "schedule", "relative"])
+def test_a_wall_that_is_an_array_bounds_as_well(dtype, kind):
+    """A float32 wall of 0.1 is no 16-bit number; it must round toward zero."""
+    params, updates = draw(3, dtype, dtype, spread=0.1)
+    wall = jnp.float32(0.1)
+    if kind == "relative":
+        wall = 0.3 * jnp.abs(params).max().astype(jnp.float32)
+    volume = {
+        "array": wall,
+        "schedule": optax.constant_schedule(wall),
+        "relative": volax.relative_to_init(0.3),
+    }[kind]
+    new = apply(volax.volumize(volume), params, updates, "jitted")
+    assert np.max(np.abs(exact(new))) <= float(wall)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("volume", [0.05, 0.1, 1.0])
 @pytest.mark.parametrize("how", ["eager", "jitted", "fused"])
@@ -119,19 +136,23 @@ def test_zeros_are_exactly_zero(x64, p_dtype, u_dtype, seed, how):
 @every_dtype
 @fuzzed
 @hypothesis.given(
-    seed=st.integers(0, 2**32 - 1), how=st.sampled_from(["eager", "jitted", "fused"])
+    seed=st.integers(0, 2**32 - 1),
+    how=st.sampled_from(["eager", "jitted", "fused"]),
+    normalize=st.sampled_from(["project", "rescale"]),
 )
-def test_dead_units_are_exactly_zero(x64, p_dtype, u_dtype, seed, how):
+def test_dead_units_are_exactly_zero(x64, p_dtype, u_dtype, seed, how, normalize):
     (a, v), (da, dv) = zip(
         *(draw(seed + k, p_dtype, u_dtype, size=64, spread=0.1) for k in range(2))
     )
     params = {"a": a.reshape(4, 16), "v": v.reshape(16, 4)}
     updates = {"a": da.reshape(4, 16), "v": dv.reshape(16, 4)}
-    prox = volax.path_prox(1.0, 0.3, volax.pair("a", "v"))
+    prox = volax.path_prox(1.0, 0.3, volax.pair("a", "v"), normalize=normalize)
     new = apply(prox, params, updates, how)
     norms = np.linalg.norm(exact(new["v"]), axis=1)
     w = {k: exact(params[k]) + exact(updates[k]) for k in params}
-    path = np.linalg.norm(w["a"], axis=0) * np.linalg.norm(w["v"], axis=1)
+    path = np.linalg.norm(w["v"], axis=1)
+    if normalize == "rescale":
+        path = path * np.linalg.norm(w["a"], axis=0)
     assert np.all(norms[path < 0.29] == 0)
     assert np.all(norms[path > 0.31] > 0)
 

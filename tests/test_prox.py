@@ -1,6 +1,7 @@
 """Closed forms and optimality of the proximal maps."""
 
 import hypothesis
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,14 +47,22 @@ def test_wall_with_volume_0_is_decay_by_alpha():
 
 
 @pytest.mark.parametrize("p", [0, 0.5, 2 / 3, 0.8, 1, 4 / 3, 1.5, 2, 2.5, 3, 4])
-def test_lp_shrink_factor_against_float64(p):
-    sizes = np.concatenate([np.geomspace(1e-12, 1e3, 500), [1.0]]).astype(np.float32)
-    k = np.float32(1e-4)
-    actual = prox.lp_shrink(jnp.ones(sizes.size), jnp.asarray(sizes), k, p)
-    power = sizes.astype(np.float64) ** (2.0 - p)
-    expected = power / (power + np.float64(k))
-    keep = expected > 1e-30
-    np.testing.assert_allclose(np.asarray(actual)[keep], expected[keep], rtol=2e-6)
+@pytest.mark.parametrize("k", [1e-10, 1e-6, 1e-3, 0.5])
+@pytest.mark.parametrize("traced", [False, True])
+def test_lp_shrink_factor_against_float64(p, k, traced):
+    sizes = np.geomspace(1.2e-38, 3e38, 100_001).astype(np.float32)
+    k, order = np.float32(k), np.float64(np.float32(p) if traced else p)
+    given = jnp.float32(p) if traced else p
+    shrink = jax.jit(lambda x, k: prox.lp_shrink(jnp.ones_like(x), x, k, given))
+    actual = np.asarray(shrink(sizes, k), np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        expected = 1 / (1 + np.float64(k) / sizes.astype(np.float64) ** (2 - order))
+    # The factor itself must be a normal number, with a little room.
+    normal = expected > 1e-36
+    large = normal & (sizes >= 1e-12)
+    np.testing.assert_allclose(actual[large], expected[large], rtol=2e-6)
+    np.testing.assert_allclose(actual[normal], expected[normal], rtol=1e-5)
+    assert np.all(actual[~normal] < 2e-36)
 
 
 @pytest.mark.parametrize("p", [0, 0.5, 1, 1.5, 2, 2.5, 3])

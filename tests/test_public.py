@@ -39,7 +39,7 @@ import sys
 import optax
 known = {m.split(".")[0] for m in sys.modules}
 import volax
-print(*sorted({m.split(".")[0] for m in sys.modules} - known - {"volax"}))
+print(*sorted({m.split(".")[0] for m in sys.modules} - known - {"volax"} - sys.stdlib_module_names))
 """
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

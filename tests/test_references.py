@@ -179,18 +179,18 @@ def test_path_prox_equals_the_paper(x64, name, layout, normalize):
     assert_equal_in_float64(tx, rule, shapes, expected())
 
 
-def test_chained_pairs_are_applied_in_order(x64):
+@pytest.mark.parametrize("normalize", ["rescale", "project"])
+def test_chained_pairs_are_applied_in_order(x64, normalize):
     shapes = {"k1": (4, 6), "k2": (6, 5), "k3": (5, 3)}
     pairs = [volax.pair("k1", "k2"), volax.pair("k2", "k3")]
 
     def rule(before, w, lr):
         first = [([(w["k1"], (ALL, j))], [], [(w["k2"], j)]) for j in range(6)]
         second = [([(w["k2"], (ALL, j))], [], [(w["k3"], j)]) for j in range(5)]
-        reference.path_prox(first + second, lr, "rescale")
+        reference.path_prox(first + second, lr, normalize)
 
-    tx = optax.chain(
-        optax.sgd(exact_schedule), volax.path_prox(exact_schedule, 1.0, pairs)
-    )
+    prox = volax.path_prox(exact_schedule, 1.0, pairs, normalize=normalize)
+    tx = optax.chain(optax.sgd(exact_schedule), prox)
     assert_equal_in_float64(tx, rule, shapes, reference.Sgd())
 
 
@@ -208,17 +208,20 @@ ROUNDING = {
         )
         for p in [0, 0.5, 2 / 3, 0.8, 1, 1.5, 2, 3]
     },
-    "path_prox": (
-        volax.path_prox(0.1, 1.0, volax.pair("a", "v")),
-        lambda b, w: _proxed(w),
-    ),
+    **{
+        f"path_prox {mode}": (
+            volax.path_prox(0.1, 1.0, volax.pair("a", "v"), normalize=mode),
+            lambda b, w, mode=mode: _proxed(w, mode),
+        )
+        for mode in ("project", "rescale")
+    },
 }
 
 
-def _proxed(w):
+def _proxed(w, mode):
     w = {k: v.copy() for k, v in w.items()}
     units = [([(w["a"], (ALL, j))], [], [(w["v"], j)]) for j in range(8)]
-    reference.path_prox(units, 0.1, "rescale")
+    reference.path_prox(units, 0.1, mode)
     return w
 
 
@@ -262,7 +265,7 @@ def test_balance_equalises_the_path_norms_and_keeps_the_function(x64):
         volax.pair("a2", "v2", bias="b2", output_bias="c2"),
     ]
     totals = [float(n.sum()) for n in volax.path_norm(params, pairs)]
-    tx = volax.path_prox(0.1, 0.0, pairs, balance=True)
+    tx = volax.path_prox(0.1, 0.0, pairs, balance=True, normalize="rescale")
     updates, _ = tx.update(
         jax.tree.map(jnp.zeros_like, params), tx.init(params), params
     )

@@ -171,7 +171,7 @@ def path_prox_sgd(
     *,
     momentum: float | jax.Array | None = None,
     nesterov: bool = False,
-    normalize: str = "rescale",
+    normalize: str = "project",
     balance: bool = False,
     freeze_dead: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

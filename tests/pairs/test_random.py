@@ -30,7 +30,9 @@ PLAIN = {
     "plus_one": lambda h: h + 1,
     "half": lambda h: h / 2,
     "square": lambda h: h * jnp.abs(h),
-    "layer_norm": lambda h: (h - h.mean(-1, keepdims=True)) / (h.std(-1, keepdims=True) + 1),
+    "layer_norm": lambda h: (
+        (h - h.mean(-1, keepdims=True)) / (h.std(-1, keepdims=True) + 1)
+    ),
     "softmax": jax.nn.softmax,
     "standardise": lambda h: (h - h.mean(0)) * lax.rsqrt(h.var(0) + 1.0),
     "roll": lambda h: jnp.roll(h, 2, -1),
@@ -54,7 +56,9 @@ PLAIN = {
     "half_precision": lambda h: h.astype(jnp.float16).astype(jnp.float32),
     "one_unit": lambda h: h * h[:, :1],
     "sorted": lambda h: jnp.sort(h, -1),
-    "scan": lambda h: lax.scan(lambda c, x: (c + x, relu(x)), jnp.zeros_like(h[0]), h)[1],
+    "scan": lambda h: (
+        lax.scan(lambda c, x: (c + x, relu(x)), jnp.zeros_like(h[0]), h)[1]
+    ),
     "loop_carry": lambda h: lax.scan(lambda c, x: (relu(c + x), c), h[0], h)[1],
 }  # fmt: skip
 TRAINED = ("dense", "bias", "scale", "residual", "gated", "concat", "twice", "mixed",
@@ -101,7 +105,9 @@ def trained(kind, k, width, w, h):
         return jnp.einsum("bhk,hkd->bd", relu(heads), w(f"o{k}", 2, width, width))
     if kind == "grouped":
         parts = h.reshape(h.shape[0], 2, n // 2)
-        return jnp.einsum("bgi,gio->bgo", parts, w(f"e{k}", 2, n // 2, 2)).reshape(-1, 4)
+        return jnp.einsum("bgi,gio->bgo", parts, w(f"e{k}", 2, n // 2, 2)).reshape(
+            -1, 4
+        )
     if kind == "filter":
         return relu(jnp.einsum("bi,bi->bi", h, h * w(f"f{k}", n)))
     if kind == "again":  # the same weights on two inputs
@@ -131,9 +137,7 @@ def grown(program, outputs):
     return fn
 
 
-steps = st.tuples(
-    st.sampled_from([*TRAINED, *PLAIN, "skip"]), st.sampled_from(WIDTHS)
-)
+steps = st.tuples(st.sampled_from([*TRAINED, *PLAIN, "skip"]), st.sampled_from(WIDTHS))
 programs = st.lists(steps, min_size=1, max_size=7)
 
 

@@ -43,6 +43,7 @@ def norm(name, *targets, scale=None):
 
 def heads(kernel, out, bias=None, count=2, size=4):
     """A pair per head and channel, as DenseGeneral lays it out."""
+
     def at(path, role, degree, *axes):
         layout = tuple(Axis(k, 0, (n,), (1,), (u,)) for u, (k, n) in enumerate(axes))
         return Member(path, role, degree, layout)
@@ -130,7 +131,8 @@ LINEN = {
     "resnet18_plain": (linen.ResNet(norm=False), LARGE, resnet(8, 2, False), 4),
     "resnet50": (
         linen.ResNet((3, 4, 6, 3), True), LARGE,
-        [norm("BatchNorm_0", "Block_0/Conv_0", "Block_0/proj"), *resnet(16, 3, True)], 4,
+        [norm("BatchNorm_0", "Block_0/Conv_0", "Block_0/proj"), *resnet(16, 3, True)],
+        4,
     ),
     "resnet50_plain": (
         linen.ResNet((3, 4, 6, 3), True, False), LARGE,
@@ -167,7 +169,8 @@ LINEN = {
                   member("Dense_0/kernel", positions=256, stride=18, offset=6)),
             layer("Conv_2", part("Conv_3/kernel", 2, 10, 4),
                   member("Dense_0/kernel", positions=256, stride=18, offset=10)),
-            layer("Conv_3", member("Dense_0/kernel", positions=256, stride=18, offset=14)),
+            layer("Conv_3",
+                  member("Dense_0/kernel", positions=256, stride=18, offset=14)),
         ], [],
     ),
     "inception": (
@@ -357,9 +360,7 @@ def test_linen(name):
         variables = jax.eval_shape(linen.ResNet().init, KEY, x)
 
         def fn(params, stats, x):
-            return model.apply(
-                {"params": params, **stats}, x, mutable=["batch_stats"]
-            )
+            return model.apply({"params": params, **stats}, x, mutable=["batch_stats"])
 
         stats = {"batch_stats": variables["batch_stats"]}
         args, more = (fn, variables["params"], stats, x), {"state_outputs": 1}
@@ -381,7 +382,7 @@ def test_linen(name):
     if "norm" in name or name in ("resnet18", "resnet18_train", "resnet50"):
         for group in found.pairs:
             scaled = [m.path for m in group.producers if m.path.endswith("scale")]
-            assert len(group.states) == 2 * bool(scaled)
+            assert len(group.states) == 2 * len([*scaled, *group.scales])
     check_groups(found, *args, **more)
 
 

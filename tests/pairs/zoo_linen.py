@@ -76,7 +76,9 @@ class Block(nn.Module):
             x = nn.relu(norm(nn.Conv(self.width, (3, 3), strides, use_bias=False)(x)))
             x = norm(nn.Conv(self.width, (3, 3), use_bias=False)(x))
         if skip.shape != x.shape:
-            skip = norm(nn.Conv(out, (1, 1), strides, use_bias=False, name="proj")(skip))
+            skip = norm(
+                nn.Conv(out, (1, 1), strides, use_bias=False, name="proj")(skip)
+            )
         return nn.relu(x + skip)
 
 

@@ -197,7 +197,9 @@ def raw_calls(p, x):
 
 def raw_volume(p, x):
     """Three-dimensional convolution, strided, with a global maximum."""
-    spec = lax.conv_dimension_numbers(x.shape, p["k1"].shape, ("NDHWC", "DHWIO", "NDHWC"))
+    spec = lax.conv_dimension_numbers(
+        x.shape, p["k1"].shape, ("NDHWC", "DHWIO", "NDHWC")
+    )
     for name in ("k1", "k2"):
         x = lax.conv_general_dilated(
             x, p[name], (2, 2, 2), SAME, dimension_numbers=spec

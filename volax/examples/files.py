@@ -28,7 +28,9 @@ def write_json(path: Path, value: Any) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text))
 
 
-def claim_workdir(workdir: Path, settings: dict, *, may_change: set, may_grow: set):
+def claim_workdir(
+    workdir: Path, settings: dict, *, may_change: set[str], may_grow: set[str]
+) -> None:
     """Record the settings in `workdir`, or check them against the recorded ones.
 
     Args:
@@ -51,7 +53,7 @@ def claim_workdir(workdir: Path, settings: dict, *, may_change: set, may_grow: s
             for key in sorted(recorded.keys() | settings.keys())
             if key not in may_change
             and recorded.get(key) != settings.get(key)
-            and not (key in may_grow and recorded[key] < settings[key])
+            and not (key in may_grow and recorded.get(key, 0) < settings[key])
         ]
         if differs:
             raise UserError(
@@ -121,9 +123,10 @@ class Checkpoints:
         try:
             with _uninterrupted():
                 restored = self._manager.restore(step, args=items)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # just that is what a damaged array raises
+            what = str(error).partition(". ")[0].partition("\n")[0]
             raise UserError(
-                f"{self._folder / str(step)} cannot be read ({error}); delete it to "
+                f"{self._folder / str(step)} cannot be read ({what}); delete it to "
                 "resume from the one before"
             ) from error
         return restored["state"], restored["rows"]["rows"]

@@ -39,7 +39,7 @@ def _main(argv: list[str]) -> int:
         path = config_flags.get_config_filename(flags.FLAGS["config"])
         if not Path(path).is_file():
             raise UserError(f"there is no config file {path!r}")
-        # Only now: a mistake on the command line is answered without JAX's start-up.
+        # Only now: a mistake on the command line is answered before the slow imports.
         from volax.examples.train import train_and_evaluate
 
         train_and_evaluate(_CONFIG.value, _WORKDIR.value)

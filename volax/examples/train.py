@@ -1,7 +1,7 @@
 """Trains a network twice, without and with a regularizer, and compares the two.
 
 The training set lives on the device, and an epoch (shuffling, steps, evaluation) is
-one compiled call. Everything random is drawn from the seed and the number of the
+compiled as a whole. Everything random is drawn from the seed and the number of the
 epoch, so a run resumed from a checkpoint ends bit for bit like an uninterrupted one.
 """
 
@@ -26,19 +26,17 @@ from tqdm import tqdm
 from volax.examples import figures
 from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.errors import UserError
-from volax.examples.files import (
-    Checkpoints,
-    claim_workdir,
-    replace_file,
-    write_json,
-)
+from volax.examples.files import Checkpoints, claim_workdir, replace_file, write_json
 from volax.examples.models import MLP
 from volax.examples.optimizers import build_optimizers
 from volax.examples.settings import flatten
 
-# What may differ when a run is resumed; `epochs` as well if nothing was planned by it.
+# What may differ when a run is resumed; a cosine is planned for its number of epochs,
+# so `epochs` may grow under a constant learning rate only.
 _MAY_CHANGE = {"data_dir", "checkpoint_seconds"}
 _FOLDERS = ("plain", "regularized")
+_AT_ONCE = 64  # epochs in a call, at most
+_CALL_SECONDS = 0.25
 _COLUMNS = (
     "loss",
     "train_accuracy",
@@ -69,8 +67,11 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
       UserError: for settings or data that cannot be used, or a training that diverged.
     """
     workdir = Path(workdir)
-    if config.epochs < 1:
-        raise UserError(f"epochs must be 1 or more, not {config.epochs}")
+    for key in ("epochs", "batch_size"):
+        if config[key] < 1:
+            raise UserError(f"{key} must be 1 or more, not {config[key]}")
+    if min(config.hidden, default=1) < 1:
+        raise UserError(f"hidden must be widths of 1 or more, not {config.hidden}")
     data = load_dataset(
         config.dataset,
         config.data_dir,
@@ -79,15 +80,11 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
         label_noise=config.label_noise,
         seed=config.seed,
     )
-    batch_size = min(config.batch_size, len(data.train_labels))
-    steps = len(data.train_labels) // batch_size
-    model = MLP(
-        data.train_images.shape[1],
-        config.hidden,
-        CLASSES,
-        rngs=nnx.Rngs(config.seed),
-    )
-    plain, regularized = build_optimizers(config, steps * config.epochs, model)
+    images, features = data.train_images.shape
+    batch_size = min(config.batch_size, images)
+    model = MLP(features, config.hidden, CLASSES, rngs=nnx.Rngs(config.seed))
+    steps = images // batch_size * config.epochs
+    plain, regularized = build_optimizers(config, steps, model)
     constant = config.optimizer.schedule == "constant"
     claim_workdir(
         workdir,
@@ -102,18 +99,16 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
     volume = config.volumize.volume if config.regularizer == "volumize" else math.inf
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     arrays = jax.device_put(data)
-
     with ExitStack() as stack:
         runs = []
         for name, folder, tx in zip(names, _FOLDERS, (plain, regularized)):
             checkpoints = Checkpoints(workdir / "checkpoints" / folder)
             stack.enter_context(checkpoints)
             # A copy, because an epoch consumes what it is given.
-            state, rows = checkpoints.restore(
-                (jax.tree.map(jnp.copy, params), tx.init(params))
-            )
-            epoch = build_epoch(model, tx, arrays, batch_size, config.seed, volume)
-            runs.append(_Run(name, epoch, state, rows, checkpoints))
+            state = jax.tree.map(jnp.copy, params), tx.init(params)
+            state, rows = checkpoints.restore(state)
+            epochs = build_epochs(model, tx, arrays, batch_size, config.seed, volume)
+            runs.append(_Run(name, epochs, state, rows, checkpoints))
         history = {run.name: run.rows for run in runs}
         metrics = workdir / "metrics.csv"
         for run in runs:
@@ -122,10 +117,10 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
 
     title = (
         f"{config.dataset}, seed {config.seed}, {config.epochs} epochs, "
-        f"{len(data.train_labels):,} training and {len(data.test_labels):,} "
+        f"{images:,} training and {len(data.test_labels):,} "
         f"{'validation' if config.validation else 'test'} images"
     )
-    last = {run.name: run.rows[-1] for run in runs}
+    last = {name: rows[-1] for name, rows in history.items()}
     size = figures.sizes(params, config.hidden)
     report = {"title": title, "config": config.to_dict(), **size, "runs": last}
     write_json(workdir / "report.json", report)
@@ -134,27 +129,30 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
     return report
 
 
-def build_epoch(
+def build_epochs(
     model: MLP,
     tx: optax.GradientTransformation,
     data: Dataset,
     batch_size: int,
     seed: int,
     volume: float,
-) -> Callable[[Any, int], tuple[Any, dict[str, jax.Array]]]:
-    """Compile one epoch: shuffled steps, evaluation and counts.
+) -> Callable[[Any, int, int], tuple[Any, dict[str, jax.Array]]]:
+    """Compile epochs: shuffled steps, evaluation and counts of each.
+
+    One program serves any number of epochs, so that how they are split into calls does
+    not change a bit of the result.
 
     Args:
       model: gives the structure; its weights are not used.
       tx: the optimizer.
       data: on the device. The last incomplete batch of an epoch is left out.
       batch_size: images in a step.
-      seed: with the epoch's number it draws the order of the images.
+      seed: with an epoch's number it draws the order of its images.
       volume: the wall for the counts.
 
     Returns:
-      A function of `(weights, optimizer state)` and the epoch's number to their
-      successors and the figures of the epoch; it consumes its first argument.
+      A function of `(weights, optimizer state)`, which it consumes, the number of the
+      first epoch and how many to run, to the successors and the figures of each epoch.
     """
     graph = nnx.graphdef(model)
 
@@ -163,7 +161,6 @@ def build_epoch(
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return loss.mean(), logits.argmax(-1) == labels
 
-    @partial(jax.jit, donate_argnums=0)
     def epoch(state, number, data):
         count = len(data.train_labels) // batch_size * batch_size
         key = jax.random.fold_in(jax.random.key(seed), number)
@@ -190,7 +187,19 @@ def build_epoch(
             **figures.measure(model, params, volume),
         }
 
-    return lambda state, number: epoch(state, number, data)
+    @partial(jax.jit, donate_argnums=0)
+    def epochs(state, first, count, data):
+        shapes = jax.eval_shape(epoch, state, first, data)[1]
+        blank = jax.tree.map(lambda s: jnp.zeros((_AT_ONCE,), s.dtype), shapes)
+
+        def body(i, carry):
+            state, table = carry
+            state, row = epoch(state, first + i, data)
+            return state, jax.tree.map(lambda t, value: t.at[i].set(value), table, row)
+
+        return jax.lax.fori_loop(0, count, body, (state, blank))
+
+    return lambda state, first, count: epochs(state, first, count, data)
 
 
 @dataclasses.dataclass
@@ -198,7 +207,7 @@ class _Run:
     """One training: `state` is (weights, optimizer state) after `len(rows)` epochs."""
 
     name: str
-    epoch: Callable[[Any, int], tuple[Any, dict[str, jax.Array]]]
+    epochs: Callable[[Any, int, int], tuple[Any, dict[str, jax.Array]]]
     state: Any
     rows: list[dict[str, Any]]
     checkpoints: Checkpoints
@@ -206,7 +215,7 @@ class _Run:
 
 def _fit(run: _Run, config: Any, after_save: Callable[[], None]) -> None:
     """Train from where the run stands to its end."""
-    saved = time.monotonic()
+    saved, count = time.monotonic(), 1
     with tqdm(
         total=config.epochs,
         initial=len(run.rows),
@@ -214,31 +223,47 @@ def _fit(run: _Run, config: Any, after_save: Callable[[], None]) -> None:
         unit="epoch",
         disable=None,  # off where the output is not a terminal
     ) as bar:
-        for number in range(len(run.rows), config.epochs):
-            run.state, metrics = run.epoch(run.state, number)
+        while (done := len(run.rows)) < config.epochs:
+            count = min(count, config.epochs - done)
+            began = time.monotonic()
+            run.state, metrics = run.epochs(run.state, done, count)
             metrics = jax.device_get(metrics)
-            row = {"epoch": number + 1}
-            row |= {column: _number(metrics[column]) for column in _COLUMNS}
-            if not math.isfinite(row["loss"]):
+            now = time.monotonic()
+            run.rows += _rows(metrics, done, count)
+            if not math.isfinite(run.rows[-1]["loss"]):
+                first = next(r for r in run.rows if not math.isfinite(r["loss"]))
                 raise UserError(
-                    f"{run.name} diverged in epoch {number + 1}: the loss is "
-                    f"{row['loss']}; a smaller optimizer.learning_rate may help"
+                    f"{run.name} diverged in epoch {first['epoch']}: the loss is "
+                    f"{first['loss']}; a smaller optimizer.learning_rate may help"
                 )
-            run.rows.append(row)
-            own, value = figures.own_figure(config.regularizer, row)
-            note = (
-                f"loss {row['loss']:.4f}, accuracy {row['test_accuracy']:.2%}, "
-                f"{own} {value:.4g}"
-            )
+            note = _note(run.rows[-1], config.regularizer)
             bar.set_postfix_str(note, refresh=False)
-            bar.update()
-            due = time.monotonic() - saved >= config.checkpoint_seconds
-            if due or number + 1 == config.epochs:
+            bar.update(count)
+            if (
+                now - saved >= config.checkpoint_seconds
+                or done + count == config.epochs
+            ):
                 run.checkpoints.save(run.state, run.rows)
                 after_save()
                 saved = time.monotonic()
                 if bar.disable:
-                    print(f"{run.name}: epoch {number + 1}/{config.epochs}, {note}")
+                    print(f"{run.name}: epoch {done + count}/{config.epochs}, {note}")
+            # Short epochs go many to a call: the host then costs next to nothing.
+            wanted = min(_CALL_SECONDS, config.checkpoint_seconds)
+            count = max(1, min(_AT_ONCE, int(wanted * count / (now - began))))
+
+
+def _rows(metrics: dict[str, np.ndarray], done: int, count: int) -> list[dict]:
+    return [
+        {"epoch": done + i + 1} | {name: _number(metrics[name][i]) for name in _COLUMNS}
+        for i in range(count)
+    ]
+
+
+def _note(row: dict[str, Any], regularizer: str) -> str:
+    own, value = figures.own_figure(regularizer, row)
+    accuracy = f"accuracy {row['test_accuracy']:.2%}"
+    return f"loss {row['loss']:.4f}, {accuracy}, {own} {value:.4g}"
 
 
 def _number(value: np.ndarray) -> float | int:

@@ -96,7 +96,9 @@ def _from_equinox(model: Any, args: tuple[Any, ...]) -> Traceable:
     """Floating-point arrays are trained, as ``eqx.filter_grad`` has it."""
 
     def trained(x: Any) -> bool:
-        array = isinstance(x, jax.Array | jax.ShapeDtypeStruct) or hasattr(x, "__array__")
+        array = isinstance(x, jax.Array | jax.ShapeDtypeStruct) or hasattr(
+            x, "__array__"
+        )
         return array and jnp.issubdtype(x.dtype, jnp.floating)
 
     params = jax.tree.map(lambda x: x if trained(x) else None, model)
@@ -104,7 +106,10 @@ def _from_equinox(model: Any, args: tuple[Any, ...]) -> Traceable:
 
     def fn(params: Any, *inputs: Any) -> Any:
         whole = jax.tree.map(
-            lambda a, b: b if a is None else a, params, rest, is_leaf=lambda x: x is None
+            lambda a, b: b if a is None else a,
+            params,
+            rest,
+            is_leaf=lambda x: x is None,
         )
         return whole(*inputs)
 
@@ -125,4 +130,6 @@ def _from_collections(
         return fn({**params, **rest}, *inputs)
 
     shifted = (0, *(k + 1 for k in states))
-    return Traceable(apply, {"params": variables["params"]}, (rest, *inputs), shifted, written)
+    return Traceable(
+        apply, {"params": variables["params"]}, (rest, *inputs), shifted, written
+    )

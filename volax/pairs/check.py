@@ -118,8 +118,10 @@ def _is_key(x: Any) -> bool:
 
 
 def _arrays(outputs: Any) -> list[np.ndarray]:
-    found = [np.asarray(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, np.float64)
-             for x in outputs]  # fmt: skip
+    found = [
+        np.asarray(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, np.float64)
+        for x in outputs
+    ]
     if not all(np.isfinite(x).all() for x in found):
         raise ValueError("check_groups: the outputs are not finite")
     return found
@@ -188,7 +190,10 @@ def _replacing(
         leaf = jnp.asarray(leaves[member.path])
         noise = jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
         hit = layout.scale(
-            member, group.sizes, jnp.ones_like(leaf), jnp.where(gone, 0, 1).astype(leaf.dtype)
+            member,
+            group.sizes,
+            jnp.ones_like(leaf),
+            jnp.where(gone, 0, 1).astype(leaf.dtype),
         )
         leaves[member.path] = jnp.where(hit == 0, noise, leaf)
     after = _arrays(run(_changed(params, leaves)))

@@ -63,6 +63,14 @@ def source_line(eqn: Any) -> str | None:
     return None
 
 
+def scan_counts(params: Any) -> tuple[int, int]:
+    """How many constants and how many carries a scan has among its operands."""
+    if "num_consts" in params:  # JAX 0.10
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(list(consts)), len(list(carry))
+
+
 def in_library(jaxpr: Any) -> bool:
     """Whether a called function is installed code, not the user's."""
     info = getattr(getattr(jaxpr, "debug_info", None), "func_src_info", None) or ""

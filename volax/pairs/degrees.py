@@ -87,7 +87,9 @@ class Degrees:
             found = terms.pieces(root)
             if found is None:
                 terms.poison(root, terms.Poison("the axis is cut into too many pieces"))
-                found = tuple(Piece(0, (leaf,), (1,)) for leaf in terms.leaves(root)[:1])
+                found = tuple(
+                    Piece(0, (leaf,), (1,)) for leaf in terms.leaves(root)[:1]
+                )
             self._pieces[id(root)] = found
             self._index[id(root)] = {p: i for i, p in enumerate(found)}
             self._keep.append(root)
@@ -105,9 +107,7 @@ class Degrees:
             for leaf in piece.leaves:
                 place = Place(path, k, piece, leaf, value)
                 self.places.setdefault(leaf, []).append(place)
-                facts[k, i, leaf] = Fact(
-                    {place: Fraction(1)}, ZERO, frozenset({place})
-                )
+                facts[k, i, leaf] = Fact({place: Fraction(1)}, ZERO, frozenset({place}))
 
     def _fact(self, value: Value, key: Key) -> Fact:
         found = self.facts.get(value, {}).get(key)
@@ -141,14 +141,18 @@ class Degrees:
                 behind = [self._behind(op, n, j, piece) for n in range(len(op.ins))]
                 for leaf in piece.leaves:
                     if leaf in self.places:
-                        yield (j, i, leaf), [
-                            self._source(op, n, at, leaf) for n, at in enumerate(behind)
-                        ]
+                        yield (
+                            (j, i, leaf),
+                            [
+                                self._source(op, n, at, leaf)
+                                for n, at in enumerate(behind)
+                            ],
+                        )
         for before, after in op.merges:
             yield from self._reshaped(op, before, after)
 
     def _behind(self, op: Op, n: int, j: int, piece: Piece) -> Any:
-        """Where a piece of the result lies in an operand: None, "exempt", or a place."""
+        """Where a piece of the result lies in an operand, None, or "exempt"."""
         link = op.links[n].get(j)
         if link is None:
             return None
@@ -175,7 +179,7 @@ class Degrees:
     ) -> Iterator[tuple[Key, list[Fact | None]]]:
         """Matches the pieces of merged or parted axes; all that meet have to agree."""
         (x,) = op.ins
-        old = {k: w for k, w in self._merged(x, before)}
+        old = dict(self._merged(x, before))
         found: dict[Key, list[Fact | None]] = defaultdict(list)
         for piece, where in self._merged(op.out, after):
             source = old.get(piece)
@@ -228,7 +232,9 @@ class Degrees:
                 if fact is not None and weight:
                     if fact.row is None:
                         return None
-                    total = plus(total, fact.row, Fraction(weight).limit_denominator(64))
+                    total = plus(
+                        total, fact.row, Fraction(weight).limit_denominator(64)
+                    )
             return total
         if op.law == "zero":
             for row in rows:
@@ -250,12 +256,14 @@ class Degrees:
 
     def _contract(self, op: Op, a: int, b: int) -> set[Term]:
         x, y = op.ins
-        seen = set()
+        seen: set[Term] = set()
+        other = y.axes[b]
+        if other is None:
+            return seen
+        self.pieces(other)
+        index = self._index[id(terms.find(other))]
         for i, piece in enumerate(self.pieces(x.axes[a])):
-            j = self._index.get(id(terms.find(y.axes[b])), {}).get(piece) if y.axes[b] else None
-            if y.axes[b] is not None:
-                self.pieces(y.axes[b])
-                j = self._index[id(terms.find(y.axes[b]))].get(piece)
+            j = index.get(piece)
             for leaf in piece.leaves:
                 if leaf not in self.places:
                     continue

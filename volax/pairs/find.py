@@ -109,7 +109,7 @@ def _search(given: Traceable, what: str) -> Groups:
     params = {path: _value(tape, leaf, path) for path, leaf in named.items()}
     if not params:
         raise ValueError(f"{what}: params holds no arrays")
-    states, trees, data = [], [], []
+    states, trees, data = [], {}, []
     arrays = list(params.values())
     for k, tree in enumerate(given.inputs):
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -120,7 +120,7 @@ def _search(given: Traceable, what: str) -> Groups:
             if k in given.states:
                 states.append((name or value.name, value))
             elif path:
-                trees.append((name, value))
+                trees.setdefault(k, []).append((name, value))
             else:
                 data.append(value)
     outs = interpret(tape, closed.jaxpr, closed.consts, arrays)
@@ -130,13 +130,36 @@ def _search(given: Traceable, what: str) -> Groups:
     if not read & set(params.values()):
         some = ", ".join(list(params)[:3])
         raise ValueError(f"{what}: fn uses none of its parameters, such as {some}")
-    made = {leaf for v in params.values() for t in v.axes if t for leaf in terms.leaves(t)}
-    found = set(state_like([v for _, v in trees], made))
-    states += [(path, v) for path, v in trees if v in found]
-    data += [v for _, v in trees if v not in found]
+    made = {
+        leaf for v in params.values() for t in v.axes if t for leaf in terms.leaves(t)
+    }
+    inferred = _state_trees(trees, made, data)
+    for k, tree in trees.items():
+        if k in inferred:
+            states += tree
+        else:
+            data += [value for _, value in tree]
     data += [v for v in tape.values if v.name == "a captured array"]
     trained = {path: v for path, v in params.items() if v.kind == WEIGHT}
     return Grouping(tape, Given(trained, states, data)).groups()
+
+
+def _state_trees(
+    trees: dict[int, list[tuple[str, Value]]], made: set[terms.Term], data: list[Value]
+) -> set[int]:
+    """The trees among the inputs that are state, if the others hold the data.
+
+    All arrays of such a tree carry nothing but axes of parameters. Some other input
+    has to have an axis of its own: an example without a batch axis is no state.
+    """
+    alike = {
+        k
+        for k, tree in trees.items()
+        if len(state_like([v for _, v in tree], made)) == len(tree)
+    }
+    rest = [v for k, tree in trees.items() if k not in alike for _, v in tree]
+    others = [v for v in (*data, *rest) if v.shape]
+    return alike if len(state_like(others, made)) < len(others) else set()
 
 
 def _value(tape: Tape, leaf: Any, path: str) -> Value:

@@ -38,7 +38,7 @@ class Unit:
     leaf: Term
     places: list[Place]
     joined: frozenset[Term] = frozenset()
-    solution: Solution = Solution(None)
+    solution: Solution = dataclasses.field(default_factory=lambda: Solution(None))
     refused: Poison | None = None
 
     def having(self, role: str) -> list[Place]:
@@ -110,10 +110,7 @@ class Grouping:
             whole = unit.joined | {unit.leaf}
             if unit.refused is not None:
                 refused += [] if unit.leaf in inner else self._listed(unit)
-            elif unit.leaf not in inner and whole not in seen:
-                seen.add(whole)
-                found.append(self._record(unit))
-            elif unit.joined and whole not in seen:  # each joined the other
+            elif (unit.joined or unit.leaf not in inner) and whole not in seen:
                 seen.add(whole)
                 found.append(self._record(unit))
         return Groups(tuple(found), tuple(dict.fromkeys(refused)) + self._unused())
@@ -230,10 +227,14 @@ class Grouping:
         if degrees is None:
             note += f"; f(0) {'=' if kept else 'is not'} 0"
         return Group(
-            sizes=sizes, homogeneous=degrees is not None,
-            through=self._through(unit), keeps_zero=kept, note=note, source=source,
+            sizes=sizes,
+            homogeneous=degrees is not None,
+            through=self._through(unit),
+            keeps_zero=kept,
+            note=note,
+            source=source,
             **{"producers": (), "consumers": (), **pairs},
-        )  # fmt: skip
+        )
 
     def _order(self, unit: Unit, first: Place) -> tuple[Term, ...]:
         """The unit's leaves in the order in which the first producer has them."""
@@ -268,7 +269,9 @@ class Grouping:
         cause = unit.refused
         makers = unit.having("producer") or unit.having("scale")
         unused = not any(p.roles for p in unit.places)
-        if cause is None or not (unit.having("producer") or (unused and not cause.quiet)):
+        if cause is None or not (
+            unit.having("producer") or (unused and not cause.quiet)
+        ):
             return []
         line = None if cause.eqn is None else source_line(cause.eqn)
         return [
@@ -286,9 +289,18 @@ class Grouping:
 
 
 _LAYOUT = {
-    "broadcast_in_dim", "convert_element_type", "squeeze", "copy", "transpose", "scan",
-    "device_put", "name", "optimization_barrier", "sharding_constraint", "iota",
-}  # fmt: skip
+    "broadcast_in_dim",
+    "convert_element_type",
+    "squeeze",
+    "copy",
+    "transpose",
+    "scan",
+    "device_put",
+    "name",
+    "optimization_barrier",
+    "sharding_constraint",
+    "iota",
+}
 
 
 def _makers(unit: Unit) -> Sequence[Place]:

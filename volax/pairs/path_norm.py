@@ -26,7 +26,8 @@ def path_norm(
 
     Per unit $\lVert a \rVert \cdot \lVert v \rVert$ with $a$ its incoming weights
     (without the bias) and $v$ its outgoing weights; the sum over the units is the
-    penalty that :func:`volax.path_prox` minimises. A unit with path norm 0 is dead.
+    penalty that :func:`volax.path_prox` minimises. A dead unit has path norm 0 (and so
+    has, in float32, one whose weights are all below about 1e-22: squares underflow).
 
     Args:
       params: the parameters, or a tree that holds them.

@@ -386,7 +386,7 @@ def as_groups(pairs: Any, what: str) -> tuple[Group, ...]:
         if not group.homogeneous:
             raise ValueError(
                 f"{what}: the group {group.name} is no pair: rescaling its units "
-                "changes the function"
+                "changes the function" + (f" ({group.note})" if group.note else "")
             )
     return groups
 

@@ -30,7 +30,9 @@ class Refusal:
         return self.path if self.axis is None else f"{self.path} axis {self.axis}"
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}" + (f" ({self.source})" if self.source else "")
+        return f"{self.where}: {self.reason}" + (
+            f" ({self.source})" if self.source else ""
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +172,15 @@ def _group(data: dict[str, Any]) -> Group:
 
 
 def _member(data: dict[str, Any]) -> Member:
+    plain: list[dict[str, Any]] = data["axes"]
     axes = tuple(
-        Axis(**{k: tuple(v) if isinstance(v, list) else v for k, v in a.items()})
-        for a in data["axes"]
+        Axis(
+            a["axis"],
+            a["offset"],
+            tuple(a["sizes"]),
+            tuple(a["strides"]),
+            tuple(a["units"]),
+        )
+        for a in plain
     )
     return Member(data["path"], data["role"], data["degree"], axes)

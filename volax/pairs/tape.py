@@ -45,7 +45,9 @@ class Value:
     @property
     def fits_any(self) -> bool:
         """Whether the value scales by every factor: c * 0 = 0, c * inf = inf."""
-        return self.known is not None and (self.known == 0 or math.isinf(self.known))
+        return self.known is not None and (
+            self.known == 0 or not math.isfinite(self.known)
+        )
 
 
 Links = Mapping[int, tuple[int, int]]  # result's axis -> (operand's axis, shift)
@@ -162,7 +164,7 @@ class Tape:
         look for units. ``masks`` says that data only masks or scales a weight.
         """
         name = self.labels[-1] if self.labels else eqn.primitive.name
-        shape = eqn.outvars[0].aval.shape if shape is None else shape
+        shape = tuple(eqn.outvars[0].aval.shape if shape is None else shape)
         own = [
             any(i in link and v.own[link[i][0]] for v, link in zip(ins, links))
             for i in range(len(shape))
@@ -172,10 +174,12 @@ class Tape:
                 own[i] = any(ins[0].own[k] for k in before)
         if loops is None:
             loops = frozenset().union(*(v.loops for v in ins))
-        kind = self._kind(ins, own, links, masks or law.get("law") == "sum") if kind is None else kind
-        out = self.value(
-            shape, kind, axes=axes, own=own, known=known, loops=loops
+        kind = (
+            self._kind(ins, own, links, masks or law.get("law") == "sum")
+            if kind is None
+            else kind
         )
+        out = self.value(shape, kind, axes=axes, own=own, known=known, loops=loops)
         done = Op(name, tuple(ins), out, tuple(links), eqn=self.site(eqn), **law)
         for i, (v, link) in enumerate(zip(ins, links)):
             followed = {a for a, _ in link.values()}

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-PIECES = 48  # a sum of more pieces is poisoned: nobody's layer is cut that finely
+PIECES = 128  # a sum of more pieces is poisoned: nobody's layer is cut that finely
 
 
 @dataclasses.dataclass(frozen=True)

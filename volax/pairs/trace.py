@@ -12,7 +12,7 @@ from typing import Any
 
 from jax.extend import core
 
-from volax.pairs.compat import in_library, primitives
+from volax.pairs.compat import in_library, primitives, scan_counts
 from volax.pairs.rules import RULES
 from volax.pairs.rules.registry import shape_of
 from volax.pairs.tape import ACTIVATION, CONST, DATA, WEIGHT, Tape, Value
@@ -25,7 +25,10 @@ CALLS = set(
 )
 _CACHED = set(primitives("jit", "custom_jvp_call", "custom_vjp_call"))
 SCANS = set(primitives("scan"))
-_CONTRACTIONS = {*primitives("dot_general", "conv_general_dilated", "while", "cond"), *SCANS}
+_CONTRACTIONS = {
+    *primitives("dot_general", "conv_general_dilated", "while", "cond"),
+    *SCANS,
+}
 
 
 def interpret(
@@ -55,9 +58,7 @@ def interpret(
             results = _scan(tape, eqn, [_peek(env, v, tape) for v in eqn.invars], outs)
         else:
             ins = [read(v) for v in eqn.invars]
-            rule = RULES.get(eqn.primitive)
-            made = _refuse(tape, eqn, ins) if rule is None else rule(tape, eqn, *ins)
-            results = made if isinstance(made, list) else [made]
+            results = _applied(tape, eqn, ins)
         env.update(zip(eqn.outvars, results))
     keep = wanted or [True] * len(jaxpr.outvars)
     return [read(v) if w else None for v, w in zip(jaxpr.outvars, keep)]
@@ -80,16 +81,33 @@ def constant(tape: Tape, value: Any, captured: bool = False) -> Value:
         return tape.value((), CONST)
 
 
-def _refuse(tape: Tape, eqn: Any, ins: Sequence[Value]) -> list[Value]:
+def _applied(tape: Tape, eqn: Any, ins: Sequence[Value]) -> list[Value]:
+    """The rule's results; a rule that does not know what it sees refuses as well."""
+    rule = RULES.get(eqn.primitive)
+    if rule is None:
+        return _refuse(tape, eqn, ins)
+    try:
+        made = rule(tape, eqn, *ins)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        return _refuse(tape, eqn, ins, f"the rule for {eqn.primitive.name}: {e!r}")
+    return made if isinstance(made, list) else [made]
+
+
+def _refuse(
+    tape: Tape, eqn: Any, ins: Sequence[Value], failed: str = ""
+) -> list[Value]:
     """An operation without a rule: nothing that it touches is followed further."""
     kind = max((v.kind for v in ins), default=CONST)
     quiet = kind < WEIGHT
     name = eqn.primitive.name
     why = f"used in {name}" if name in ("cond", "while") else f"no rule for {name}"
+    why = failed or why
     if quiet:
         why = "computed from the inputs"
     outs = [
-        tape.value(getattr(v.aval, "shape", ()), max(kind, DATA) if quiet else ACTIVATION)
+        tape.value(
+            getattr(v.aval, "shape", ()), max(kind, DATA) if quiet else ACTIVATION
+        )
         for v in eqn.outvars
     ]
     tape.read.update(ins)
@@ -147,7 +165,7 @@ def _scan(
     of its own, equal at the start, at every step, and at the end.
     """
     jaxpr, consts = sub_jaxpr(eqn)
-    n, m = eqn.params["num_consts"], eqn.params["num_carry"]
+    n, m = scan_counts(eqn.params)
     steps = Term(eqn.params["length"])
     tape.poison(steps, "the steps of a scan", eqn, quiet=True)
     inner: list[Value | None] = list(args[:n])
@@ -158,10 +176,16 @@ def _scan(
             continue
         links = {k: (k, 0) for k, t in enumerate(init.axes) if t is not None}
         carried = tape.op(
-            eqn, [init], init.axes, [links], shape=init.shape, law="carry",
-            kind=ACTIVATION if trained else DATA, meet="bias",
+            eqn,
+            [init],
+            init.axes,
+            [links],
+            shape=init.shape,
+            law="carry",
+            kind=ACTIVATION if trained else DATA,
+            meet="bias",
             loops=init.loops | {steps},
-        )  # fmt: skip
+        )
         carried.carried = steps
         inner.append(carried)
     for x in args[n + m :]:
@@ -172,9 +196,13 @@ def _scan(
         links = {k - 1: (k, 0) for k, t in enumerate(x.axes) if t is not None}
         inner.append(
             tape.op(
-                eqn, [x], x.axes[1:], [links], shape=x.shape[1:],
+                eqn,
+                [x],
+                x.axes[1:],
+                [links],
+                shape=x.shape[1:],
                 loops=x.loops | {steps},
-            )  # fmt: skip
+            )
         )
     body = _scan_needs(eqn, tuple(outs))[0]
     made = interpret(tape, jaxpr, consts, inner, body)
@@ -191,9 +219,13 @@ def _scan(
             axes = [steps if steps.size > 1 else None, *value.axes]
             results.append(
                 tape.op(
-                    eqn, [value], axes, [links], shape=shape_of(eqn, k),
+                    eqn,
+                    [value],
+                    axes,
+                    [links],
+                    shape=shape_of(eqn, k),
                     loops=value.loops - {steps},
-                )  # fmt: skip
+                )
             )
     return results
 
@@ -206,9 +238,14 @@ def _tie(tape: Tape, eqn: Any, init: Any, start: Any, end: Value, steps: Term) -
         for a, b in zip(v.axes, end.axes):
             tape.unify(a, b, eqn)
     return tape.op(
-        eqn, [init, start, end], end.axes, links, shape=end.shape, meet="bias",
+        eqn,
+        [init, start, end],
+        end.axes,
+        links,
+        shape=end.shape,
+        meet="bias",
         loops=end.loops - {steps},
-    )  # fmt: skip
+    )
 
 
 Live = tuple[list[tuple[Any, tuple[bool, ...]]], tuple[bool, ...]]
@@ -240,7 +277,7 @@ def _scan_needs(
     eqn: Any, outs: tuple[bool, ...]
 ) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
     """What a scan's body has to give and to get, over all steps."""
-    n, m = eqn.params["num_consts"], eqn.params["num_carry"]
+    n, m = scan_counts(eqn.params)
     jaxpr = sub_jaxpr(eqn)[0]
     while True:
         ins = live_eqns(jaxpr, outs)[1]

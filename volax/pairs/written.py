@@ -1,5 +1,6 @@
 """Writes a leaf's places in a parameter down as members of a record."""
 
+import itertools
 from collections.abc import Sequence
 
 from volax.pairs.degrees import Degrees, Place
@@ -49,16 +50,19 @@ def _others(place: Place, units: tuple[Term, ...], degrees: Degrees) -> list[Axi
 def _axes(places: Sequence[Place], units: tuple[Term, ...]) -> list[Axis]:
     axes = [_axis(p.axis, p.piece, units) for p in places]
     first, offsets = axes[0], [a.offset for a in axes]
-    gaps = {b - a for a, b in zip(offsets, offsets[1:])}
+    gaps = {b - a for a, b in itertools.pairwise(offsets)}
     layouts = {(a.sizes, a.strides, a.units) for a in axes}
     if len(axes) == 1 or len(gaps) > 1 or len(layouts) > 1:
         return axes
     sizes = (len(axes), *first.sizes)
     return [
         _merged(
-            first.axis, first.offset, sizes, (gaps.pop(), *first.strides),
+            first.axis,
+            first.offset,
+            sizes,
+            (gaps.pop(), *first.strides),
             (None, *first.units),
-        )  # fmt: skip
+        )
     ]
 
 

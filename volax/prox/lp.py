@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from volax.prox.power import odds
+
 
 def lp_shrink(
     w: jax.Array,
@@ -27,8 +29,8 @@ def lp_shrink(
         (the limit), ``"free"`` 1.
 
     Returns:
-      The shrunk weights, shape and dtype of ``w``. A factor below the smallest normal
-      number is 0; a non-finite weight affects its own entry only.
+      The shrunk weights, shape and dtype of ``w``. A subnormal reference counts as 0; a
+      non-finite weight affects its own entry only.
 
     Example:
       >>> import jax.numpy as jnp
@@ -41,30 +43,13 @@ def lp_shrink(
       <https://arxiv.org/abs/2404.10824>`_, 2024, the update of pWD.
     """
     k = jnp.asarray(strength, w.dtype)
-    size = jnp.abs(reference)
     if isinstance(p, (int, float)) and p == 2:
         return w / (1 + k)
-    if isinstance(p, (int, float)) and p < 2:
-        power = abs_power(size, 2 - p)
-        whole = power + k
-        # Not 0/0 without strength, nor inf/inf for p = 0 and a weight of 1e30.
-        factor = jnp.where((k > 0) & (whole < jnp.inf), power / whole, 1)
-    else:
-        # Holds for p above 2 as well, where |r|^(2-p) is infinite at 0.
-        power = abs_power(size, p - 2 if isinstance(p, (int, float)) else p - 2.0)
-        factor = jnp.where(k == 0, 1, 1 / (1 + k * power))
-    if zeros == "free":
-        factor = jnp.where(size == 0, 1, factor)
-    return w * factor
-
-
-def abs_power(size: jax.Array, exponent: jax.typing.ArrayLike) -> jax.Array:
-    """``size ** exponent`` for ``size >= 0``; roots and products where they do.
-
-    A general power costs three times an Adam step on CPU, ``sqrt`` next to nothing.
-    """
-    if isinstance(exponent, (int, float)) and (2 * exponent) in range(9):
-        whole, half = divmod(2 * exponent, 2)
-        power = jax.lax.integer_pow(size, int(whole)) if whole else jnp.ones_like(size)
-        return power * jnp.sqrt(size) if half else power
-    return jnp.power(size, jnp.asarray(exponent, size.dtype))
+    size = jnp.abs(reference)
+    ratio = odds(size, p, k)
+    factor = ratio / (ratio + 1)
+    p = jnp.asarray(p, w.dtype)
+    at_zero = jnp.where(p == 2, 1 / (1 + k), 1)
+    if zeros == "sticky":
+        at_zero = jnp.where((p < 2) & (k > 0), 0, at_zero)
+    return w * jnp.where(size < jnp.finfo(w.dtype).tiny, at_zero, factor)

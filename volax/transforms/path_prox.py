@@ -30,7 +30,7 @@ def path_prox(
     strength: Hyperparameter,
     pairs: Group | Iterable[Group],
     *,
-    normalize: str = "rescale",
+    normalize: str = "project",
     balance: bool = False,
     freeze_dead: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -56,9 +56,13 @@ def path_prox(
         :func:`volax.pair`; applied in the given order, each to what the one before
         left, where one leaf is the outgoing side of one pair and the incoming side of
         another.
-      normalize: ``"rescale"`` multiplies $v$ by the old $\lVert a \rVert$ before the
-        threshold, so that normalising leaves the function as it is; ``"project"`` is
-        the reference, which does not.
+      normalize: ``"project"`` is the reference, whose fixed points are those of the
+        loss plus $\lambda \sum \lVert a \rVert \lVert v \rVert$. ``"rescale"``
+        multiplies $v$ by the old $\lVert a \rVert$ before the threshold, so that
+        normalising leaves the function as it is; this keeps the radial part of $a$'s
+        step, which turns the penalty into $\lambda \sum \arctan \lVert a \rVert
+        \lVert v \rVert$ and lets noise grow $v$: more units die, and training diverges
+        at smaller learning rates.
       balance: first equalises the total path norm of the pairs (to their geometric
         mean) by scaling outgoing weights and, along the network, the ``biases`` and
         ``output_biases`` of the pairs. The function stays as it is where the pairs
@@ -77,14 +81,14 @@ def path_prox(
 
     Example:
       >>> import jax.numpy as jnp, optax, volax
-      >>> params = {"a": jnp.array([[2.0, 1.0]]), "v": jnp.array([[1.0], [0.1]])}
+      >>> params = {"a": jnp.array([[2.0, 1.0]]), "v": jnp.array([[1.0], [0.25]])}
       >>> tx = optax.chain(
       ...     optax.sgd(0.5), volax.path_prox(0.5, 0.5, volax.pair("a", "v")))
       >>> grads = {"a": jnp.zeros((1, 2)), "v": jnp.zeros((2, 1))}
       >>> updates, _ = tx.update(grads, tx.init(params), params)
       >>> new = optax.apply_updates(params, updates)
       >>> new["a"].tolist(), new["v"].tolist()
-      ([[1.0, 1.0]], [[1.75], [0.0]])
+      ([[1.0, 1.0]], [[0.75], [0.0]])
 
     References:
       Yang et al., `A Better Way to Decay <https://arxiv.org/abs/2210.03069>`_, 2022,
@@ -93,9 +97,9 @@ def path_prox(
     numbers = {"learning_rate": learning_rate, "strength": strength}
     for argument, value in numbers.items():
         _hyperparams.check("path_prox", argument, value)
-    if normalize not in ("rescale", "project"):
+    if normalize not in ("project", "rescale"):
         raise ValueError(
-            f"path_prox: normalize must be 'rescale' or 'project', got {normalize!r}"
+            f"path_prox: normalize must be 'project' or 'rescale', got {normalize!r}"
         )
     written = records.as_groups(pairs, "path_prox")
     is_scheduled = _hyperparams.is_scheduled(*numbers.values())

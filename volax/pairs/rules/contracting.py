@@ -37,18 +37,28 @@ def dot_general(tape: Tape, eqn: Any, x: Value, y: Value) -> Value:
         if x.axes[k] is not None:
             links[0][len(axes)], links[1][len(axes)] = (k, 0), (j, 0)
         axes.append(x.axes[k])
-    for v, used, link in ((x, (*lhs, *lhs_batch), links[0]), (y, (*rhs, *rhs_batch), links[1])):
+    for v, used, link in (
+        (x, (*lhs, *lhs_batch), links[0]),
+        (y, (*rhs, *rhs_batch), links[1]),
+    ):
         for k in range(len(v.shape)):
             if k not in used:
                 if v.axes[k] is not None:
                     link[len(axes)] = (k, 0)
                 axes.append(v.axes[k])
     return tape.op(
-        eqn, [x, y], axes, links, law="sum", weights=(1, 1), zero="any",
-        meet="producer", contracted=tuple(zip(lhs, rhs)),
+        eqn,
+        [x, y],
+        axes,
+        links,
+        law="sum",
+        weights=(1, 1),
+        zero="any",
+        meet="producer",
+        contracted=tuple(zip(lhs, rhs)),
         batch=(frozenset(lhs_batch), frozenset(rhs_batch)),
         kind=_kind(x, y),
-    )  # fmt: skip
+    )
 
 
 def _kind(x: Value, y: Value) -> int | None:
@@ -71,9 +81,11 @@ def convolution(tape: Tape, eqn: Any, x: Value, kernel: Value) -> Value:
     mixed, contracted, merges, batch = [], [], (), (frozenset(), frozenset())
     for i, (k, j, o) in enumerate(zip(lpos, kpos, opos)):
         plain = (
-            kernel.shape[j] == 1 and p["window_strides"][i] == 1
-            and p["lhs_dilation"][i] == 1 and tuple(p["padding"][i]) == (0, 0)
-        )  # fmt: skip
+            kernel.shape[j] == 1
+            and p["window_strides"][i] == 1
+            and p["lhs_dilation"][i] == 1
+            and tuple(p["padding"][i]) == (0, 0)
+        )
         if plain and x.axes[k] is not None:
             axes[o], links[0][o] = x.axes[k], (k, 0)
         else:
@@ -97,11 +109,22 @@ def convolution(tape: Tape, eqn: Any, x: Value, kernel: Value) -> Value:
         return _grouped(tape, eqn, x, kernel, axes, links, mixed)
     out = _slid(tape, eqn, axes, mixed, opos)
     return tape.op(
-        eqn, [x, kernel], out, links, law="sum", weights=(1, 1), zero="any",
-        meet="producer", contracted=tuple(contracted), batch=batch,
-        mixed=tuple(mixed), why=_WINDOW, quiet=p["batch_group_count"] == 1,
-        merges=merges, kind=_kind(x, kernel),
-    )  # fmt: skip
+        eqn,
+        [x, kernel],
+        out,
+        links,
+        law="sum",
+        weights=(1, 1),
+        zero="any",
+        meet="producer",
+        contracted=tuple(contracted),
+        batch=batch,
+        mixed=tuple(mixed),
+        why=_WINDOW,
+        quiet=p["batch_group_count"] == 1,
+        merges=merges,
+        kind=_kind(x, kernel),
+    )
 
 
 _WINDOW = "positions of a window"
@@ -141,7 +164,9 @@ def _grouped(
         why = "the groups of a convolution cut across the units"
         bad = () if ok else ((0, k),)
         apart.append(
-            tape.op(eqn, [v], new, [link], shape=shape, merges=merge, mixed=bad, why=why)
+            tape.op(
+                eqn, [v], new, [link], shape=shape, merges=merge, mixed=bad, why=why
+            )
         )
     a, b = apart
     ki += ki > ko
@@ -162,16 +187,29 @@ def _grouped(
         if wide[o] is None and shape[o] != 1:
             wide[o] = Term(shape[o])
             tape.poison(wide[o], _WINDOW, eqn, quiet=True)
-    moved = tuple(
-        (i, k + (k > (lf if i == 0 else ko))) for i, k in mixed
-    )
+    moved = tuple((i, k + (k > (lf if i == 0 else ko))) for i, k in mixed)
     out = tape.op(
-        eqn, [a, b], wide, shifted, shape=shape, law="sum", weights=(1, 1), zero="any",
-        meet="producer", contracted=((lf + 1, ki),),
-        batch=(frozenset({lf}), frozenset({ko})), mixed=moved, why=_WINDOW, quiet=True,
+        eqn,
+        [a, b],
+        wide,
+        shifted,
+        shape=shape,
+        law="sum",
+        weights=(1, 1),
+        zero="any",
+        meet="producer",
+        contracted=((lf + 1, ki),),
+        batch=(frozenset({lf}), frozenset({ko})),
+        mixed=moved,
+        why=_WINDOW,
+        quiet=True,
         kind=_kind(a, b),
-    )  # fmt: skip
+    )
     final = terms.product([t for t in out.axes[of : of + 2] if t is not None])
-    link = {o - (o > of): (o, 0) for o, t in enumerate(out.axes) if t and o not in (of, of + 1)}
+    link = {
+        o - (o > of): (o, 0)
+        for o, t in enumerate(out.axes)
+        if t and o not in (of, of + 1)
+    }
     axes = [*out.axes[:of], final, *out.axes[of + 2 :]]
     return tape.op(eqn, [out], axes, [link], merges=(((of, of + 1), (of,)),))

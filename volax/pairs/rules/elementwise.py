@@ -55,19 +55,23 @@ def known(eqn: Any, *ins: Value) -> float | None:
 def additive(tape: Tape, eqn: Any, *ins: Value) -> Value:
     """All operands have to scale alike: a bias takes the degree of its units."""
     number = known(eqn, *ins)
-    return elementwise(tape, eqn, *ins, meet="bias", known=number, zero=_bound(eqn, *ins))
+    return elementwise(
+        tape, eqn, *ins, meet="bias", known=number, zero=_bound(eqn, *ins)
+    )
 
 
 def _bound(eqn: Any, *ins: Value) -> str | int:
     """Which operand decides about zero: known bounds around zero let it pass."""
-    name, numbers = eqn.primitive.name, [v.known for v in ins]
-    unknown = [k for k, n in enumerate(numbers) if n is None]
-    if len(unknown) != 1:
+    unknown = [k for k, v in enumerate(ins) if v.known is None]
+    numbers = [v.known for v in ins if v.known is not None]
+    if len(unknown) != 1 or not numbers:
         return "all"
-    low = name == "clamp" and numbers[0] is not None and numbers[0] <= 0 <= numbers[2]
-    high = [n for n in numbers if n is not None][0]
-    inside = {"max": high <= 0, "min": high >= 0, "clamp": low}
-    return unknown[0] if inside.get(name) else "all"
+    inside = {
+        "max": numbers[0] <= 0,
+        "min": numbers[0] >= 0,
+        "clamp": unknown == [1] and numbers[0] <= 0 <= numbers[-1],
+    }
+    return unknown[0] if inside.get(eqn.primitive.name) else "all"
 
 
 @rule(primitives("mul", "div"))
@@ -109,7 +113,9 @@ def _kept(eqn: Any, *ins: Value) -> float | None:
 @rule(unlisted("optimization_barrier"))
 def barrier(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
     """Every result is its operand."""
-    return [tape.op(eqn, [v], v.axes, [same(v)], shape=v.shape, known=v.known) for v in ins]
+    return [
+        tape.op(eqn, [v], v.axes, [same(v)], shape=v.shape, known=v.known) for v in ins
+    ]
 
 
 @rule(primitives("convert_element_type"))
@@ -123,7 +129,9 @@ def convert(tape: Tape, eqn: Any, x: Value) -> Value:
     if x.kind >= WEIGHT:
         why = "a cast to integers loses how the units scale"
         mixed = tuple((0, k) for k in range(len(x.shape)))
-        return tape.op(eqn, [x], [], [{}], mixed=mixed, why=why, law="zero", known=number)
+        return tape.op(
+            eqn, [x], [], [{}], mixed=mixed, why=why, law="zero", known=number
+        )
     return elementwise(tape, eqn, x, law="zero", known=number)
 
 
@@ -175,7 +183,9 @@ def zero_keeping(tape: Tape, eqn: Any, x: Value) -> Value:
 
 
 @rule(
-    primitives("exp", "exp2", "log", "log2", "logistic", "cos", "cosh", "acos", "acosh"),
+    primitives(
+        "exp", "exp2", "log", "log2", "logistic", "cos", "cosh", "acos", "acosh"
+    ),
     primitives("erfc", "lgamma", "digamma", "bessel_i0e", "bessel_i1e", "polynomial"),
     primitives("one_minus_square", "atan2", "rem", "nextafter", "igamma", "igammac"),
     primitives("shift_left", "shift_right_logical", "shift_right_arithmetic", "clz"),
@@ -208,5 +218,3 @@ def iota(tape: Tape, eqn: Any) -> Value:
 def random_bits(tape: Tape, eqn: Any, key: Value) -> Value:
     """Data, of any size."""
     return tape.value(shape_of(eqn), max(DATA, key.kind))
-
-

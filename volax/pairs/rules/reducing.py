@@ -61,9 +61,11 @@ def pooling(tape: Tape, eqn: Any, x: Value) -> Value:
     axes, links, mixed = list(x.axes), {}, []
     for k, term in enumerate(x.axes):
         trivial = (
-            p["window_dimensions"][k] == 1 and p["window_strides"][k] == 1
-            and tuple(p["padding"][k]) == (0, 0) and p["base_dilation"][k] == 1
-        )  # fmt: skip
+            p["window_dimensions"][k] == 1
+            and p["window_strides"][k] == 1
+            and tuple(p["padding"][k]) == (0, 0)
+            and p["base_dilation"][k] == 1
+        )
         if trivial:
             if term is not None:
                 links[k] = (k, 0)
@@ -71,9 +73,14 @@ def pooling(tape: Tape, eqn: Any, x: Value) -> Value:
         mixed.append((0, k))
         axes[k] = None
     out = tape.op(
-        eqn, [x], axes, [links], mixed=tuple(mixed), why="positions of a window",
+        eqn,
+        [x],
+        axes,
+        [links],
+        mixed=tuple(mixed),
+        why="positions of a window",
         quiet=True,
-    )  # fmt: skip
+    )
     for _, k in mixed:
         tape.poison(out.axes[k], "positions of a window", eqn, quiet=True)
     return out
@@ -93,9 +100,16 @@ def sort(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
         weights = tuple(int(j == i) for j in range(len(ins)))
         found.append(
             tape.op(
-                eqn, ins, axes, [same(u, k) for u in ins], shape=v.shape, law="sum",
-                weights=weights, mixed=tuple((j, k) for j in range(len(ins))), why=why,
-            )  # fmt: skip
+                eqn,
+                ins,
+                axes,
+                [same(u, k) for u in ins],
+                shape=v.shape,
+                law="sum",
+                weights=weights,
+                mixed=tuple((j, k) for j in range(len(ins))),
+                why=why,
+            )
         )
     return found
 
@@ -108,9 +122,16 @@ def top_k(tape: Tape, eqn: Any, x: Value) -> list[Value]:
     why = _OVER.format("top_k")
     return [
         tape.op(
-            eqn, [x], axes, [same(x, k)], shape=shape_of(eqn, i), law="sum",
-            weights=(1 - i,), mixed=((0, k),), why=why,
-        )  # fmt: skip
+            eqn,
+            [x],
+            axes,
+            [same(x, k)],
+            shape=shape_of(eqn, i),
+            law="sum",
+            weights=(1 - i,),
+            mixed=((0, k),),
+            why=why,
+        )
         for i in range(2)
     ]
 
@@ -143,10 +164,18 @@ def gather(tape: Tape, eqn: Any, x: Value, index: Value) -> Value:
         elif j not in d.operand_batching_dims:
             mixed.append((0, j))
     return tape.op(
-        eqn, [x, index], axes, links, law="sum", weights=(1, 0), meet="producer",
-        mixed=tuple(mixed), why="looked up by index", kind=_looked_up(x, index),
+        eqn,
+        [x, index],
+        axes,
+        links,
+        law="sum",
+        weights=(1, 0),
+        meet="producer",
+        mixed=tuple(mixed),
+        why="looked up by index",
+        kind=_looked_up(x, index),
         zero=0,
-    )  # fmt: skip
+    )
 
 
 def _looked_up(x: Value, index: Value) -> int | None:
@@ -154,7 +183,9 @@ def _looked_up(x: Value, index: Value) -> int | None:
 
 
 @rule(primitives("dynamic_update_slice"))
-def update_slice(tape: Tape, eqn: Any, x: Value, update: Value, *starts: Value) -> Value:
+def update_slice(
+    tape: Tape, eqn: Any, x: Value, update: Value, *starts: Value
+) -> Value:
     """Writes a part; axes that are written whole pass."""
     links: tuple[dict, dict] = ({}, {})
     axes, mixed = [], []
@@ -169,8 +200,12 @@ def update_slice(tape: Tape, eqn: Any, x: Value, update: Value, *starts: Value) 
     more = [{} for _ in starts]
     why = "a part of the units is written to"
     return tape.op(
-        eqn, [x, update, *starts], axes, [*links, *more], law="update", meet="bias",
-        mixed=tuple(mixed), why=why,
-    )  # fmt: skip
-
-
+        eqn,
+        [x, update, *starts],
+        axes,
+        [*links, *more],
+        law="update",
+        meet="bias",
+        mixed=tuple(mixed),
+        why=why,
+    )

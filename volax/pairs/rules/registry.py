@@ -1,20 +1,21 @@
 """The table of rules: one for each primitive, keyed by the primitive itself."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from jax.extend.core import Primitive
 
 from volax.pairs.tape import Links, Value
 
 Rule = Callable[..., Value | list[Value]]
+R = TypeVar("R", bound=Rule)
 RULES: dict[Primitive, Rule] = {}
 
 
-def rule(*groups: Iterable[Primitive]) -> Callable[[Rule], Rule]:
+def rule(*groups: Iterable[Primitive]) -> Callable[[R], R]:
     """Registers a function ``rule(tape, eqn, *operands)`` for primitives."""
 
-    def register(fn: Rule) -> Rule:
+    def register(fn: R) -> R:
         for group in groups:
             for primitive in group:
                 RULES[primitive] = fn

@@ -40,7 +40,7 @@ def squeeze(tape: Tape, eqn: Any, x: Value) -> Value:
 
 @rule(primitives("reshape"))
 def reshape(tape: Tape, eqn: Any, x: Value, *_: Value) -> Value:
-    """Groups of axes with equal products become a product of terms, or come from one."""
+    """Runs of axes with equal products become a product of terms, or come from one."""
     shape = shape_of(eqn)
     axes: list[Term | None] = [None] * len(shape)
     links: dict[int, tuple[int, int]] = {}
@@ -60,9 +60,15 @@ def reshape(tape: Tape, eqn: Any, x: Value, *_: Value) -> Value:
             mixed += [(0, k) for k in before]
     why = "a reshape mixes the units with other axes"
     return tape.op(
-        eqn, [x], axes, [links], known=x.known,
-        merges=tuple(merges), mixed=tuple(mixed), why=why,
-    )  # fmt: skip
+        eqn,
+        [x],
+        axes,
+        [links],
+        known=x.known,
+        merges=tuple(merges),
+        mixed=tuple(mixed),
+        why=why,
+    )
 
 
 def _groups(before: Any, after: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -119,9 +125,16 @@ def cut(
             i += 1
     why = "a part of the units is taken that cannot be followed"
     return tape.op(
-        eqn, [x, *more], axes, [links, *({} for _ in more)], mixed=tuple(mixed),
-        why=why, known=x.known, meet=meet, **law,
-    )  # fmt: skip
+        eqn,
+        [x, *more],
+        axes,
+        [links, *({} for _ in more)],
+        mixed=tuple(mixed),
+        why=why,
+        known=x.known,
+        meet=meet,
+        **law,
+    )
 
 
 @rule(primitives("slice"))
@@ -144,9 +157,17 @@ def dynamic_slice(tape: Tape, eqn: Any, x: Value, *starts: Value) -> Value:
     upper = [a + size for a, size in zip(lower, sizes)]
     mixed = any(s == 2 for s in steps)
     return cut(
-        tape, eqn, x, lower, upper, steps=steps, more=starts if mixed else (),
-        meet="producer", law="sum", weights=(1,) + (0,) * len(starts),
-    )  # fmt: skip
+        tape,
+        eqn,
+        x,
+        lower,
+        upper,
+        steps=steps,
+        more=starts if mixed else (),
+        meet="producer",
+        law="sum",
+        weights=(1,) + (0,) * len(starts),
+    )
 
 
 @rule(unlisted("split"))
@@ -248,9 +269,16 @@ def pad(tape: Tape, eqn: Any, x: Value, fill: Value) -> Value:
     known = x.known if x.known == fill.known else None
     why = "padding inside or off the units' axis"
     return tape.op(
-        eqn, [x, fill], axes, [links, {}], mixed=tuple(mixed), why=why, quiet=True,
-        meet="bias", known=known,
-    )  # fmt: skip
+        eqn,
+        [x, fill],
+        axes,
+        [links, {}],
+        mixed=tuple(mixed),
+        why=why,
+        quiet=True,
+        meet="bias",
+        known=known,
+    )
 
 
 @rule(unlisted("tile"))
@@ -272,4 +300,6 @@ def reverse(tape: Tape, eqn: Any, x: Value) -> Value:
     axes = [None if k in turned else t for k, t in enumerate(x.axes)]
     mixed = tuple((0, k) for k in turned)
     why = "the units are put in reverse order"
-    return tape.op(eqn, [x], axes, [same(x, *turned)], mixed=mixed, why=why, known=x.known)
+    return tape.op(
+        eqn, [x], axes, [same(x, *turned)], mixed=mixed, why=why, known=x.known
+    )
