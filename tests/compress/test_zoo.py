@@ -16,8 +16,9 @@ from volax.pairs import find_groups
 # These add no layout that the others lack.
 SLOW = {
     "vgg19", "vgg19_norm", "resnet50", "resnet50_plain", "resnet18_train",
-    "resnet18_plain", "resnet18", "vit", "gpt_gelu", "autoencoder", "mixed_precision", "unet", "mixer",
-    "mlp", "mobilenet", "gated", "squeeze_excite", "lenet",
+    "resnet18_plain", "resnet18", "vit", "gpt_gelu", "autoencoder",
+    "mixed_precision", "unet", "mixer", "mlp", "mobilenet", "gated",
+    "squeeze_excite", "lenet",
 }  # fmt: skip
 
 
