@@ -19,7 +19,7 @@ def squared_norms(member: Member, sizes: tuple[int, ...], x: jax.Array) -> jax.A
     """The sum of squares of each unit's weights, shape ``sizes``, float32 or wider."""
     # Squares of 16-bit numbers overflow.
     x = jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
-    where, plain = _unit_indices(member, sizes, x.shape)
+    where, plain = unit_indices(member, sizes, x.shape)
     carrying = {a.axis for a in member.axes}
     rest = tuple(i for i in range(x.ndim) if i not in carrying)
     sums = jnp.sum(jnp.square(x), axis=rest).reshape(-1)
@@ -32,7 +32,7 @@ def scale(
     member: Member, sizes: tuple[int, ...], x: jax.Array, factors: jax.Array
 ) -> jax.Array:
     """Multiplies each unit's weights by its factor; other weights stay as they are."""
-    where, plain = _unit_indices(member, sizes, x.shape)
+    where, plain = unit_indices(member, sizes, x.shape)
     carrying = sorted(a.axis for a in member.axes)
     flat = factors.reshape(-1)
     if not plain:
@@ -44,7 +44,7 @@ def scale(
 
 
 @functools.lru_cache(maxsize=1024)
-def _unit_indices(
+def unit_indices(
     member: Member, sizes: tuple[int, ...], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, bool]:
     """Flat indices over the carrying axes, ``[units, positions]``; whether trivial."""

@@ -1,0 +1,161 @@
+"""report: what is counted, and how it reads."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import volax
+from tests.compress import models
+from tests.pairs import zoo_linen
+from volax.compress import binarize, compact, pack, report
+
+KEY = jax.random.key(0)
+
+
+def test_counts():
+    params = {
+        "a": jnp.array([[0.5, -0.5, 0.0], [0.25, 0.0, 0.0]]),
+        "v": jnp.array([[1.0], [0.0], [2.0]]),
+    }
+    found = report(params, volax.pair("a", "v"), bounds={"a": 0.5})
+    a, v = found.leaves
+    assert (a.size, a.zeros, a.at_wall, a.wall, a.bytes) == (6, 3, 2, 0.5, 24)
+    assert (v.zeros, v.at_wall, v.units) == (1, None, None)
+    assert (a.units, a.alive, a.left, v.left) == (3, 1, 2, 1)
+    (group,) = found.groups
+    assert (group.units, group.alive, group.unread, group.unfed) == (3, 1, 1, 1)
+    np.testing.assert_allclose(group.path_norms, [np.hypot(0.5, 0.25), 0, 0])
+    np.testing.assert_allclose(a.norm, np.linalg.norm(params["a"]))
+    total = found.total
+    assert (total["size"], total["zeros"], total["left"], total["bytes_left"]) == (
+        9,
+        4,
+        3,
+        12,
+    )
+    assert (total["at_wall"], total["bounded"]) == (2, 6)
+    assert json.loads(json.dumps(found.to_dict()))["total"] == total
+
+
+def test_a_weight_a_few_ulps_below_the_wall_is_at_it():
+    wall = np.float32(0.1)
+    below = np.nextafter(np.nextafter(wall, np.float32(0)), np.float32(0))
+    params = {"w": jnp.array([[wall, -below, 0.0999]])}
+    assert report(params, bounds=0.1).leaves[0].at_wall == 2
+
+
+@pytest.mark.parametrize(
+    "shape", [(40, 8), (8, 40), (3, 3, 4, 20), (1, 1), (0, 4), (2, 0)]
+)
+def test_stable_rank(shape):
+    w = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    expected = 0.0
+    if w.size:
+        matrix = w.reshape(-1, shape[-1])
+        expected = (np.linalg.norm(matrix) / np.linalg.norm(matrix, 2)) ** 2
+    np.testing.assert_allclose(
+        report({"w": jnp.asarray(w)}).leaves[0].stable_rank, expected, rtol=0.02
+    )
+
+
+def test_what_is_left_is_what_compact_leaves():
+    params, _ = models.killed(models.cnn_params(), models.cnn_group())
+    x = jnp.ones((1, 4, 4, 3))
+    full = report(params, models.cnn_group(), fn=models.cnn, inputs=(x,))
+    small = compact(params, models.cnn_group(), check=(models.cnn, None, (x,)))
+    after = report(small.params, models.cnn_group(), fn=models.cnn, inputs=(x,))
+    assert full.total["left"] == after.total["size"]
+    assert full.total["bytes_left"] == after.total["bytes"]
+    assert full.total["multiply_adds_left"] == after.total["multiply_adds"]
+
+
+def test_multiply_adds():
+    params = models.cnn_params()
+    x = jax.ShapeDtypeStruct((2, 4, 4, 3), jnp.float32)
+    counts = {
+        leaf.path: leaf.multiply_adds
+        for leaf in report(params, fn=models.cnn, inputs=(x,)).leaves
+        if leaf.multiply_adds
+    }
+    pixels = 2 * 16
+    assert counts == {
+        "conv/kernel": pixels * 27 * 8, "depth/kernel": pixels * 9 * 8,
+        "head/kernel": 2 * 128 * 5,
+    }  # fmt: skip
+
+
+def test_multiply_adds_of_scanned_layers_and_of_activations():
+    x = jnp.ones((2, 5))
+    stacked = report(models.stacked_params(), fn=models.stacked, inputs=(x,))
+    by_path = {leaf.path: leaf.multiply_adds for leaf in stacked.leaves}
+    assert by_path == {"bias": 0, "down": 3 * 2 * 40, "up": 3 * 2 * 40}
+    model, tokens = zoo_linen.Transformer(layers=1), jnp.zeros((1, 6), int)
+    variables = model.init(KEY, tokens)
+    found = report(variables, fn=model.apply, inputs=(tokens,))
+    weights = sum(leaf.multiply_adds for leaf in found.leaves)
+    assert found.multiply_adds - weights == 2 * 6 * 6 * 16  # scores and values
+    assert weights == 6 * sum(
+        leaf.size for leaf in found.leaves if leaf.path.endswith("kernel")
+    )
+
+
+def test_a_module_needs_its_inputs_alone():
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    found = report(model, inputs=(jnp.ones((2, 3)),))
+    assert found.multiply_adds == 24
+    assert report(model).multiply_adds == 12
+    with pytest.raises(ValueError, match="fn needs inputs"):
+        report({"w": jnp.ones((2, 2))}, fn=lambda p: p)
+
+
+def test_packed_leaves_are_counted_as_stored():
+    packed = pack(binarize({"w": jnp.ones((8, 10))}), bits=1)
+    (leaf,) = report(packed).leaves
+    assert (leaf.dtype, leaf.bytes, leaf.size) == ("1 bit", 14, 80)
+
+
+def deep(layers):
+    widths = (6,) * (layers + 1)
+    pairs = [
+        volax.pair(f"l{k}/kernel", f"l{k + 1}/kernel", bias=f"l{k}/bias")
+        for k in range(1, layers)
+    ]
+    return models.mlp_params(widths=widths), pairs
+
+
+@pytest.mark.parametrize(("layers", "lines"), [(3, 6), (300, 2)])
+def test_the_table_reads_well_at_any_depth(layers, lines):
+    params, pairs = deep(layers)
+    params, _ = models.killed(params, pairs)
+    text = str(report(params, pairs, bounds=0.5))
+    table, totals = text.split("\n\n")
+    assert len(table.splitlines()) == lines + 2
+    assert max(map(len, table.splitlines())) < 110
+    if layers == 300:
+        assert "l*/kernel (300)" in table
+    assert "units alive" in totals
+    assert len(report(params, pairs).text(rows=10**6).splitlines()) > 2 * layers
+
+
+@pytest.mark.parametrize("layers", [2, 5, 40])
+@pytest.mark.parametrize("groups", [True, False], ids=["groups", "no groups"])
+def test_the_figure_is_drawn(layers, groups, tmp_path):
+    params, pairs = deep(layers)
+    params, _ = models.killed(params, pairs)
+    figure = report(params, pairs if groups else None, bounds=0.5).figure()
+    assert len(figure.axes) == (3 if groups else 2)
+    figure.savefig(tmp_path / "figure.png")
+
+
+def test_empty_and_dead_trees_are_drawn(tmp_path):
+    report(
+        {"w": jnp.zeros((2, 3)), "v": jnp.zeros((3, 1))}, volax.pair("w", "v")
+    ).figure().savefig(tmp_path / "a.png")
+    found = report({})
+    assert found.total["size"] == 0
+    str(found)
+    found.figure().savefig(tmp_path / "b.png")

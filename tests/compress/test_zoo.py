@@ -1,0 +1,129 @@
+"""The zoo of the tracer: traced groups, random units killed, the same function."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from tests.compress.linen import resized
+from tests.compress.models import killed
+from tests.pairs import zoo_others as others
+from tests.pairs.test_zoo import KEY, LINEN, NNX, RAW, drawn
+from volax.compress import compact
+from volax.pairs import find_groups
+
+# These add no layout that the others lack.
+SLOW = {
+    "vgg19", "vgg19_norm", "resnet50", "resnet50_plain", "resnet18_train",
+    "resnet18_plain", "resnet18", "vit", "gpt_gelu", "autoencoder",
+    "mixed_precision", "unet", "mixer", "mlp", "mobilenet", "gated",
+    "squeeze_excite", "lenet",
+}  # fmt: skip
+
+
+def left(small):
+    return {g["name"]: g["left"] for g in small.manifest["groups"]}
+
+
+def agree(small, expected):
+    assert small.difference.relative <= (1e-5 if "bfloat16" not in str(small) else 0.1)
+    assert all(left(small)[name] <= count for name, count in expected.items())
+
+
+@pytest.mark.parametrize("name", [n for n in LINEN if n not in SLOW])
+def test_linen(name):
+    model, x, _, _ = LINEN[name]
+    variables = jax.jit(model.init)(KEY, x)
+    groups = find_groups(model, variables, x)
+    variables, expected = killed(variables, groups)
+    fn = jax.jit(model.apply)
+    small = compact(variables, groups, check=(fn, jax.jit(resized(model)), (x,)))
+    agree(small, expected)
+
+
+@pytest.mark.parametrize("name", ["conv_eval", "prelu", "stacked"])
+def test_nnx_modules_run_and_train_as_they_are(name):
+    make, x, _ = NNX[name]
+    model = make(nnx.Rngs(0))
+    groups = find_groups(model, x)
+    graph, state = nnx.split(model)
+    state, expected = killed(state, groups)
+    small = compact(nnx.merge(graph, state), groups, check=(x,))
+    agree(small, expected)
+    grads = nnx.grad(lambda m: (m(x) ** 2).sum())(small.params)
+    shapes = [g.shape for g in jax.tree.leaves(grads)]
+    assert shapes == [
+        p.shape for p in jax.tree.leaves(nnx.state(small.params, nnx.Param))
+    ]
+
+
+def test_nnx_attention_that_wants_equal_heads_is_refused():
+    make, x, _ = NNX["transformer"]
+    model = make(nnx.Rngs(0))
+    groups = find_groups(model, x)
+    graph, state = nnx.split(model)
+    model = nnx.merge(graph, killed(state, groups)[0])
+    with pytest.raises(ValueError, match="the small model does not run"):
+        compact(model, groups, check=(x,))
+    heads = [m.path for g in groups if len(g.sizes) > 1 for m in g.producers]
+    small = compact(model, groups, keep=heads, check=(x,))
+    assert small.params.blocks[0].up.out_features == 8
+
+
+@pytest.mark.parametrize("name", [n for n in RAW if n not in ("fused", "masked")])
+def test_plain_functions(name):
+    fn, shapes, inputs, _, _ = RAW[name]
+    params = others.normal(KEY, **shapes)
+    groups = find_groups(fn, params, *inputs)
+    params, expected = killed(params, groups)
+    agree(compact(params, groups, check=(jax.jit(fn), None, inputs)), expected)
+
+
+def test_fused_projections_are_kept():
+    fn, shapes, inputs, _, _ = RAW["fused"]
+    params = others.normal(KEY, **shapes)
+    groups = find_groups(fn, params, *inputs)
+    params, _ = killed(params, groups)
+    with pytest.raises(ValueError, match="does not run"):
+        compact(params, groups, check=(fn, None, inputs))
+    small = compact(params, groups)
+    assert small.sizes == {k: v.shape for k, v in params.items()}
+    assert "a part of axis 1 of 'qkv'" in small.kept[0].reason
+
+
+def test_masks_that_are_inputs_are_cut_too():
+    fn, shapes, (masks, x), _, _ = RAW["masked"]
+    params = others.normal(KEY, **shapes)
+    groups = find_groups(fn, params, masks, x)
+    params["w2"] = params["w2"].at[2:4].set(0)
+    small = compact(params, groups, state=masks, check=(fn, None, (x,)))
+    assert small.params["w1"].shape == small.state["w1"].shape == (5, 4)
+
+
+class Normed(nn.Module):
+    """Units that only a running mean makes, in a residual group."""
+
+    @nn.compact
+    def __call__(self, x):
+        def norm(x):
+            return nn.BatchNorm(use_running_average=True)(x)
+
+        a, b = nn.Dense(6, name="a")(x), nn.Dense(6, name="b")(x)
+        x = nn.relu(norm(a) + norm(b))
+        return nn.Dense(2, name="c")(x)
+
+
+def test_a_running_mean_keeps_a_unit_alive():
+    model, x = Normed(), drawn(4, 5)
+    variables = model.init(KEY, x)
+    groups = find_groups(model, variables, x)
+    stats = jax.tree.map(lambda s: s + 0.7, variables["batch_stats"])
+    params = variables["params"]
+    for layer in "ab":
+        kernel = params[layer]["kernel"].at[:, 2].set(0)
+        params[layer] = {"kernel": kernel, "bias": jnp.zeros(6)}
+    variables = {"params": params, "batch_stats": stats}
+    small = compact(variables, groups, check=(model.apply, resized(model), (x,)))
+    assert small.sizes["a/kernel"] == (5, 6)
+    assert "zero is not known to stay zero" in small.kept[0].reason

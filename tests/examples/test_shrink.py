@@ -1,0 +1,36 @@
+"""The whole path on the digits: the same images right before and after."""
+
+import json
+
+import pytest
+
+from volax.compress import load
+from volax.examples import shrink
+
+
+@pytest.mark.parametrize("kind", ["mlp"])
+def test_the_whole_path(kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(shrink._SETTINGS, kind, (0.1, 0.2))
+    argv = [
+        "--model",
+        kind,
+        "--workdir",
+        str(tmp_path),
+        "--epochs",
+        "4",
+        "--every",
+        "1",
+    ]
+    found = shrink.run(argv)
+    rows, bits = found["compact"], found["ternary"]
+    before, after = rows["right of the test images"]
+    assert before == after
+    assert before > 250
+    assert rows["parameters"][1] < rows["parameters"][0]
+    assert rows["multiply-adds an image"][1] < rows["multiply-adds an image"][0]
+    assert bits["right of the test images"][0] == bits["right of the test images"][1]
+    assert bits["bytes on disk"][1] < bits["bytes on disk"][0] / 5
+    assert json.loads((tmp_path / "shrink.json").read_text()) == found
+    assert load(tmp_path / "small.safetensors").manifest["compact"]["groups"]
+    assert (tmp_path / "report.png").stat().st_size > 10_000
+    assert "units alive" in capsys.readouterr().out

@@ -1,0 +1,325 @@
+"""Makes a model physically smaller: ``compact``."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from volax import masks
+from volax.compress import modules
+from volax.compress.cutting import Cuts, cut, cut_state, cuts, replaced
+from volax.compress.planning import Plan, fitted, plan
+from volax.compress.proof import Difference, difference, tolerance
+from volax.compress.table import aligned
+from volax.compress.units import Kept
+from volax.pairs.records import Group
+
+
+@dataclasses.dataclass(frozen=True)
+class Compacted:
+    """A smaller model and how it came about.
+
+    Attributes:
+      params: what was given, smaller: a tree of the same structure, or a new module.
+      state: the running statistics, if they were given apart.
+      opt_state: the optimizer's state, if it was given.
+      sizes: the new shape of every array by key path.
+      kept: units that could have gone but stay, and why.
+      difference: of the two models on the inputs of ``check``, or ``None``.
+      manifest: all of this as plain JSON values.
+    """
+
+    params: Any
+    state: Any
+    opt_state: Any
+    sizes: dict[str, tuple[int, ...]]
+    kept: tuple[Kept, ...]
+    difference: Difference | None
+    manifest: dict[str, Any]
+
+    def __str__(self) -> str:
+        rows = [
+            [" x ".join(map(str, g["units"])), str(g["left"]), g["name"]]
+            for g in self.manifest["groups"]
+        ]
+        before, after = self.manifest["parameters"]
+        lines = aligned(["units", "left", "group"], rows, "rr")
+        lines += ["", f"parameters: {before:,} -> {after:,}"]
+        lines += [f"difference: {self.difference}"] if self.difference else []
+        return "\n".join([*lines, *map(str, self.kept)])
+
+
+def compact(
+    params: Any,
+    groups: Group | Iterable[Group],
+    *,
+    state: Any = None,
+    opt_state: Any = None,
+    round_to: int = 1,
+    keep: Any = None,
+    check: Any = None,
+    tolerance: float | None = None,
+) -> Compacted:
+    r"""Removes dead units, so that the same function needs a smaller model.
+
+    A unit goes if nothing reads it (all outgoing weights are zero) or nothing feeds it
+    (all incoming weights and biases are zero, and zero stays zero up to where it is
+    read). It goes from every array that carries it: kernels, biases, the scales,
+    shifts and statistics of a norm, depthwise filters, flattened consumers, the
+    moments of the optimizer. With ``check``, a ReLU unit that has nothing but its bias
+    is folded into the next bias, $b' = b + \max(b_u, 0) \sum v_u$, where the consumer
+    does not pad.
+
+    Sizes that the program itself holds do not shrink with the parameters: a
+    ``split`` at a fixed place, a factor of $1/\sqrt{width}$. Groups with a sign of
+    such a constant are cut only with ``check``; a batch norm between can hide one.
+
+    Args:
+      params: a tree of parameters, Linen variables with all collections, or an NNX
+        module.
+      groups: from ``find_groups``, or written by hand with :func:`volax.pair`. Group
+        records must be complete: a use of the units that they do not list is lost.
+      state: running statistics, where they are no part of ``params``.
+      opt_state: the state of the optimizer, or an ``nnx.Optimizer``: every array of
+        the shape of a parameter, at a key path that ends with the parameter's, is cut
+        alike.
+      round_to: unit counts are rounded up to a multiple of this, by keeping dead
+        units; 8 or 128 suit matrix hardware.
+      keep: units that stay even if dead: key paths of producers, a mask such as
+        :func:`volax.path_matches`, or a dictionary from such a path to ``True``, unit
+        numbers, or bools.
+      check: ``(fn, small_fn, inputs)``. ``fn(params, *inputs)`` is the model (with
+        ``state``, ``fn(params, state, *inputs)``), ``small_fn`` the same for the small
+        parameters: the same function, or for Linen one that builds the module from
+        the shapes it is given. ``None`` for ``small_fn`` means ``fn``. For an NNX
+        module the tuple of inputs is enough.
+      tolerance: largest relative difference; by default 1e-5 for float32 and the like
+        of it for other dtypes.
+
+    Returns:
+      The smaller model as :class:`Compacted`. What was given is left alone.
+
+    Raises:
+      ValueError: a group does not fit the tree; the optimizer's state cannot be cut;
+        the models differ by more than the tolerance.
+
+    Example:
+      >>> import jax.numpy as jnp, volax
+      >>> params = {"w1": jnp.ones((3, 4)), "w2": jnp.array([[1.0], [0], [2], [0]])}
+      >>> fn = lambda p, x: jnp.maximum(x @ p["w1"], 0) @ p["w2"]
+      >>> small = compact(
+      ...     params, volax.pair("w1", "w2"), check=(fn, fn, (jnp.ones((5, 3)),))
+      ... )
+      >>> small.sizes, small.difference.absolute
+      ({'w1': (3, 2), 'w2': (2, 1)}, 0.0)
+
+    References:
+      Dead units after a group threshold: Yang et al., `A Better Way to Decay
+      <https://arxiv.org/abs/2210.03069>`_, 2022.
+    """
+    if not isinstance(round_to, int) or round_to < 1:
+        raise ValueError(f"compact: round_to must be 1 or more, got {round_to!r}")
+    source = _Source.of(params, state)
+    shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in source.leaves.items()}
+    if state is not None:
+        listed = (groups,) if isinstance(groups, Group) else groups
+        groups = [_in_state(group) for group in listed]
+    found = fitted(groups, source.leaves, "compact")
+    run = None if check is None else _Check.of(check, source.is_module, state)
+    limit = tolerance
+    before = None if run is None else run.full(params, state)
+
+    def attempt(folding: str | None) -> tuple[Plan, Cuts, Any, Any, Any]:
+        planned = plan(
+            found,
+            source.leaves,
+            round_to=round_to,
+            keep=keep,
+            proven=run is not None,
+            folding=folding,
+        )
+        gone = cuts(found, planned.stay, shapes)
+        new = {k: source.like(k, v) for k, v in planned.folded.items()}
+        for path, axes in gone.items():
+            new[path] = cut(new.get(path, source.leaves[path]), axes)
+        small, small_state = source.rebuilt(new)
+        gap = None if run is None else run.compare(before, small, small_state)
+        return planned, gone, small, small_state, gap
+
+    if run is None:
+        planned, gone, small, small_state, gap = attempt("only check can prove a fold")
+    else:
+        limit = _tolerance(source.leaves, before) if limit is None else limit
+        planned, gone, small, small_state, gap = attempt(None)
+        if planned.folded and not gap.relative <= limit:
+            why = f"folding it changed the outputs by {gap}"
+            planned, gone, small, small_state, gap = attempt(why)
+        if not gap.relative <= limit:
+            raise ValueError(
+                f"compact: the small model differs by {gap}, more than {limit:.2g}; "
+                "does the program hold a constant that depends on a width? keep=... "
+                f"leaves groups as they are; cut were {_cut_names(found, planned)}"
+            )
+    sizes = {path: _shape_after(shapes[path], gone.get(path, {})) for path in shapes}
+    return Compacted(
+        params=small,
+        state=small_state,
+        opt_state=_optimizer(opt_state, gone, shapes),
+        sizes=sizes,
+        kept=planned.kept,
+        difference=gap,
+        manifest=_manifest(planned, shapes, sizes, gap),
+    )
+
+
+_tolerance = tolerance
+_STATE = "state/"
+
+
+def _in_state(group: Group) -> Group:
+    """A group whose statistics are looked up in ``state``."""
+    if not isinstance(group, Group):
+        return group
+    states = (dataclasses.replace(m, path=_STATE + m.path) for m in group.states)
+    return dataclasses.replace(group, states=tuple(states))
+
+
+@dataclasses.dataclass
+class _Source:
+    """What the user gave, as arrays by key path and the way back."""
+
+    leaves: dict[str, Any]
+    is_module: bool
+    rebuilt: Callable[[dict[str, Any]], tuple[Any, Any]]
+
+    @classmethod
+    def of(cls, params: Any, state: Any) -> "_Source":
+        is_module = modules.is_module(params)
+        tree, merge = modules.split(params) if is_module else (params, lambda new: new)
+        leaves = masks.named_leaves(tree)
+        # A model may name its statistics, or its masks, like its parameters.
+        others = {_STATE + k: v for k, v in masks.named_leaves(state).items()}
+        for path in leaves.keys() & others.keys():
+            raise ValueError(f"compact: {path!r} is in params as well as in state")
+        for path, leaf in {**leaves, **others}.items():
+            if isinstance(leaf, jax.ShapeDtypeStruct | Tracer):
+                raise ValueError(
+                    f"compact: {path!r} is no array but {type(leaf).__name__}"
+                )
+
+        def rebuilt(new: dict[str, Any]) -> tuple[Any, Any]:
+            small = merge(replaced(tree, new))
+            if is_module:
+                modules.resize(small)
+            below = {k.removeprefix(_STATE): v for k, v in new.items() if k in others}
+            return small, replaced(state, below)
+
+        return cls({**leaves, **others}, is_module, rebuilt)
+
+    def like(self, path: str, array: Any) -> Any:
+        """A changed array of the kind it had before."""
+        jaxlike = isinstance(self.leaves[path], jax.Array)
+        return jnp.asarray(array) if jaxlike else array
+
+
+@dataclasses.dataclass
+class _Check:
+    """Runs the two models on the same inputs."""
+
+    fn: Callable[..., Any]
+    small_fn: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    is_module: bool
+    with_state: bool
+
+    @classmethod
+    def of(cls, check: Any, is_module: bool, state: Any) -> "_Check":
+        check = tuple(check) if isinstance(check, tuple | list) else (check,)
+        if len(check) == 3 and callable(check[0]):
+            fn, small_fn, inputs = check
+        elif is_module and not any(callable(x) for x in check):
+            fn, small_fn, inputs = (lambda model, *xs: model(*xs)), None, check
+        else:
+            raise ValueError(
+                "compact: check must be (fn, small_fn, inputs), or for an NNX module "
+                f"the tuple of its inputs, got {len(check)} entries"
+            )
+        inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+        return cls(fn, small_fn or fn, inputs, is_module, state is not None)
+
+    def full(self, params: Any, state: Any) -> Any:
+        return self._run(self.fn, params, state)
+
+    def compare(self, before: Any, params: Any, state: Any) -> Difference:
+        try:
+            after = self._run(self.small_fn, params, state)
+        except Exception as error:
+            raise ValueError(
+                "compact: the small model does not run; does the program hold a width? "
+                "keep=... leaves groups as they are. "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        try:
+            return difference(before, after)
+        except ValueError as error:
+            raise ValueError(f"compact: check: {error}") from error
+
+    def _run(self, fn: Callable[..., Any], params: Any, state: Any) -> Any:
+        if self.is_module:
+            # A run may write running statistics; the user's module stays as it is.
+            tree, merge = modules.split(params)
+            params = merge(tree)
+        return fn(params, *((state,) if self.with_state else ()), *self.inputs)
+
+
+def _optimizer(opt_state: Any, gone: Cuts, shapes: modules.Shapes) -> Any:
+    if modules.is_module(opt_state):
+        tree, merge = modules.split(opt_state)
+        return merge(cut_state(tree, gone, shapes))
+    return cut_state(opt_state, gone, shapes)
+
+
+def _shape_after(shape: tuple[int, ...], axes: Any) -> tuple[int, ...]:
+    after = list(shape)
+    for axis, mask in axes.items():
+        left = ~mask
+        after[axis] = int(left.sum(axis=axis).reshape(-1)[0])
+    return tuple(after)
+
+
+def _cut_names(groups: tuple[Group, ...], planned: Plan) -> str:
+    names = [g.name for g, s in zip(groups, planned.stay) if not s.all()]
+    more = [f"and {len(names) - 5} more"] * (len(names) > 5)
+    return "; ".join(names[:5] + more)
+
+
+def _manifest(
+    planned: Plan,
+    shapes: modules.Shapes,
+    sizes: modules.Shapes,
+    gap: Difference | None,
+) -> dict[str, Any]:
+    return {
+        "parameters": [
+            sum(math.prod(s) for s in tree.values()) for tree in (shapes, sizes)
+        ],
+        "shapes": {path: list(shape) for path, shape in sizes.items()},
+        "groups": [
+            {
+                "name": group.name,
+                "units": list(group.sizes),
+                "left": int(stay.sum(axis=-1).reshape(-1)[0]),
+                "removed": (~stay).reshape(-1).nonzero()[0].tolist(),
+            }
+            for group, stay in zip(planned.groups, planned.stay)
+        ],
+        "kept": [
+            {"group": k.group, "units": list(k.units), "reason": k.reason}
+            for k in planned.kept
+        ],
+        "difference": None if gap is None else dataclasses.asdict(gap),
+    }

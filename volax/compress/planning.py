@@ -1,0 +1,260 @@
+"""Decides, before anything is cut, which units of which group stay."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from volax import masks
+from volax.compress import units
+from volax.compress.folding import fold
+from volax.compress.units import Kept
+from volax.pairs.records import Group, check_disjoint
+
+
+@dataclasses.dataclass
+class Plan:
+    """What will be cut.
+
+    Attributes:
+      groups: the fitted groups.
+      stay: for each group the units that stay, bool of its ``sizes``.
+      gone: for each group the units that nothing needs, a few of which may stay.
+      unread: those of them that went because nothing reads them.
+      kept: units that could have gone but stay, and why.
+      folded: parameters that were changed because a constant unit was folded.
+    """
+
+    groups: tuple[Group, ...]
+    stay: tuple[np.ndarray, ...]
+    gone: tuple[np.ndarray, ...]
+    unread: tuple[np.ndarray, ...]
+    kept: tuple[Kept, ...]
+    folded: dict[str, np.ndarray]
+
+
+def fitted(groups: Any, leaves: Mapping[str, Any], what: str) -> tuple[Group, ...]:
+    """The groups of an argument, completed by the sizes of a tree.
+
+    Args:
+      groups: one group, or an iterable of them.
+      leaves: arrays by key path; the running statistics too.
+      what: who asks, for errors.
+
+    Returns:
+      The groups, each once.
+
+    Raises:
+      ValueError: something else than groups, a group that does not fit the tree, or
+        one weight in two groups.
+    """
+    listed = (groups,) if isinstance(groups, Group) else groups
+    if not isinstance(listed, Iterable):
+        raise ValueError(f"{what}: expected groups, got {type(groups).__name__}")
+    found = []
+    for group in dict.fromkeys(listed):
+        if not isinstance(group, Group):
+            raise ValueError(
+                f"{what}: groups must hold records of volax.find_groups or volax.pair, "
+                f"got {type(group).__name__}"
+            )
+        for member in group.carriers:
+            if member.path not in leaves:
+                hint = "; pass the running statistics too, as state=..."
+                raise ValueError(
+                    f"{what}: {group.name}: {member.role} {member.path!r} is not in "
+                    f"the tree; {masks.nearest(member.path, leaves)}"
+                    + (hint if member.role == "state" else "")
+                )
+        # Group.fit completes what rescaling is about; the rest is completed alike.
+        scales, fixed = len(group.scales), len(group.fixed)
+        extra = (*group.scales, *group.fixed, *group.states)
+        full = dataclasses.replace(group, scales=extra).fit(leaves, f"{what}: group")
+        found.append(
+            dataclasses.replace(
+                full,
+                scales=full.scales[:scales],
+                fixed=full.scales[scales : scales + fixed],
+                states=full.scales[scales + fixed :],
+            )
+        )
+    check_disjoint(found, leaves)
+    for group in found:
+        _check_complete(
+            group, leaves, {m.path for g in found for m in g.carriers}, what
+        )
+    return tuple(found)
+
+
+def _check_complete(
+    group: Group, leaves: Mapping[str, Any], listed: set[str], what: str
+) -> None:
+    """Refuses a hand-written group that forgets a vector beside what it lists."""
+    if group.keeps_zero is not None:
+        return
+    for member in group.carriers:
+        parent = member.path.rpartition("/")[0]
+        if member in group.consumers or not parent:
+            continue
+        beside = [k for k in leaves if k.rpartition("/")[0].endswith(parent)]
+        for path in beside:
+            shape = np.shape(leaves[path])
+            if path not in listed and shape == group.sizes:
+                raise ValueError(
+                    f"{what}: {group.name}: {path!r} of shape {shape} stands beside "
+                    f"{member.path!r} and seems to carry the units too; add it to the "
+                    "group, as bias=..., scale=... or in states"
+                )
+
+
+def plan(
+    groups: Sequence[Group],
+    leaves: Mapping[str, Any],
+    *,
+    round_to: int,
+    keep: Any,
+    proven: bool,
+    folding: str | None = None,
+) -> Plan:
+    """Judges all units until nothing more changes.
+
+    Args:
+      groups: fitted groups.
+      leaves: arrays by key path.
+      round_to: counts are multiples of this.
+      keep: the user's choice of units that stay.
+      proven: whether the result will be checked by running both models.
+      folding: why constants are not folded, or ``None`` where they are.
+
+    Returns:
+      The plan.
+    """
+    names = {m.path for g in groups for m in g.carriers}
+    held = {path: np.asarray(leaves[path]) for path in names}
+    # Biases beside a consumer may take a constant over.
+    beside = {k: np.asarray(v) for k, v in leaves.items() if _is_vector(v)}
+    work, folded = {**beside, **held}, {}
+    forced = [_forced(keep, g, leaves) for g in groups]
+    unsafe = [
+        units.uncuttable(g) or (None if proven else units.unsafe(g, held))
+        for g in groups
+    ]
+    gone = [np.zeros(g.sizes, bool) for g in groups]
+    unread = [np.zeros(g.sizes, bool) for g in groups]
+    reasons: dict[int, str] = {}
+    changed = True
+    while changed:
+        changed = False
+        for k, group in enumerate(groups):
+            if unsafe[k] is not None:
+                continue
+            judged = units.judge(group, work)
+            new = judged.dead(group) & ~gone[k] & ~forced[k]
+            constant = judged.constant & ~new & ~gone[k] & ~forced[k]
+            if constant.any():
+                moved = folding or fold(group, constant, groups, work)
+                if isinstance(moved, str):
+                    reasons[k] = moved
+                else:
+                    for path, bias in moved.items():
+                        work[path] = folded[path] = bias
+                    for member in group.consumers:
+                        # Should the unit stay to round the count, it is read no more.
+                        base = folded.get(member.path, held[member.path])
+                        folded[member.path] = _zeroed(base, member, constant)
+                    new |= constant
+            if new.any():
+                for member in group.carriers:
+                    leaf = work[member.path]
+                    work[member.path] = _zeroed(leaf, member, new)
+                gone[k] |= new
+                unread[k] |= new & judged.unread
+                changed = True
+    stay, kept = [], []
+    for k, group in enumerate(groups):
+        judged = units.judge(group, work)
+        said = [*_unchanged(group, judged, gone[k], reasons.get(k), unsafe[k])]
+        stay.append(units.rounded(~gone[k], round_to))
+        if (extra := stay[-1] & gone[k]).any():
+            said.append((extra, _why_rounded(gone[k], round_to)))
+        if (dead := judged.dead(group) & forced[k] & ~gone[k]).any():
+            said.append((dead, "named in keep"))
+        kept += [
+            Kept(group.name, tuple(np.flatnonzero(which).tolist()), why)
+            for which, why in said
+            if which.any()
+        ]
+    return Plan(
+        tuple(groups), tuple(stay), tuple(gone), tuple(unread), tuple(kept), folded
+    )
+
+
+def _zeroed(leaf: np.ndarray, member: Any, which: np.ndarray) -> np.ndarray:
+    inside = units.positions(member, which, leaf.shape)
+    return np.where(inside, np.zeros((), leaf.dtype), leaf)
+
+
+def _is_vector(leaf: Any) -> bool:
+    key = jnp.issubdtype(getattr(leaf, "dtype", np.int32), jax.dtypes.prng_key)
+    return not key and getattr(leaf, "ndim", 0) == 1
+
+
+def _unchanged(
+    group: Group,
+    judged: units.Judgement,
+    gone: np.ndarray,
+    reason: str | None,
+    unsafe: str | None,
+) -> Iterable[tuple[np.ndarray, str]]:
+    """Units that look dead and stay, with the reason."""
+    if unsafe is not None:
+        yield judged.dead(group), unsafe
+        return
+    if not units.keeps_zero(group):
+        yield judged.unfed & ~judged.unread & ~gone, units.UNFED
+    if reason is not None:
+        yield judged.constant & ~gone, f"{units.CONSTANT}; {reason}"
+
+
+def _why_rounded(gone: np.ndarray, round_to: int) -> str:
+    counts = (~gone).sum(axis=-1)
+    if counts.max() == 0:
+        return "at least one unit stays"
+    if counts.min() != counts.max():
+        return "all layers keep the same count"
+    return f"the count is a multiple of {round_to}"
+
+
+def _forced(keep: Any, group: Group, leaves: Mapping[str, Any]) -> np.ndarray:
+    """The units that the user wants to keep, bool of the group's ``sizes``."""
+    chosen = np.zeros(group.sizes, bool)
+    if keep is None:
+        return chosen
+    if isinstance(keep, masks.Mask):
+        named = {m.path: keep.selects(m.path, leaves[m.path]) for m in group.producers}
+    elif isinstance(keep, Mapping):
+        named = keep
+    else:
+        named = dict.fromkeys((keep,) if isinstance(keep, str) else keep, True)
+    for path in named.keys() - leaves.keys():
+        raise ValueError(f"compact: keep: {path!r}: {masks.nearest(path, leaves)}")
+    for member in group.producers:
+        which = named.get(member.path, False)
+        if isinstance(which, bool | np.bool_):
+            chosen |= which
+            continue
+        which = np.asarray(which)
+        if which.dtype == bool and which.shape == group.sizes:
+            chosen |= which
+        elif np.issubdtype(which.dtype, np.integer) and which.ndim == 1:
+            chosen.reshape(-1)[which] = True
+        else:
+            raise ValueError(
+                f"compact: keep: {member.path!r}: expected True, numbers of units or "
+                f"bools of shape {group.sizes}, got {which.dtype} of shape "
+                f"{which.shape}"
+            )
+    return chosen

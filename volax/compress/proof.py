@@ -1,0 +1,77 @@
+"""Proof that two models are the same function: run both and compare."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far two models are apart on given inputs.
+
+    Attributes:
+      absolute: the largest difference of two outputs.
+      relative: the same, by the largest output of the same array.
+    """
+
+    absolute: float
+    relative: float
+
+    def __str__(self) -> str:
+        return f"{self.absolute:.2g} absolute, {self.relative:.2g} relative"
+
+
+def difference(full: Any, small: Any) -> Difference:
+    """Compares the outputs of two models.
+
+    Args:
+      full: outputs of the one.
+      small: outputs of the other.
+
+    Returns:
+      The largest differences.
+
+    Raises:
+      ValueError: the outputs differ in structure or shape, or are not finite.
+    """
+    before, after = _arrays(full), _arrays(small)
+    if [x.shape for x in before.values()] != [x.shape for x in after.values()]:
+        raise ValueError(
+            f"the outputs have shapes {[x.shape for x in after.values()]}, expected "
+            f"{[x.shape for x in before.values()]}"
+        )
+    absolute = relative = 0.0
+    for (path, x), y in zip(before.items(), after.values()):
+        if not (np.isfinite(x).all() and np.isfinite(y).all()):
+            raise ValueError(
+                f"output {path or '0'} is not finite, which proves nothing"
+            )
+        gap = float(np.abs(x - y).max(initial=0))
+        absolute = max(absolute, gap)
+        relative = max(relative, gap / max(float(np.abs(x).max(initial=0)), 1e-30))
+    return Difference(absolute, relative)
+
+
+def tolerance(*trees: Any) -> float:
+    """The largest relative difference that rounding explains: 1e-5 in float32."""
+    kinds = [jnp.result_type(x) for x in jax.tree.leaves(trees) if not _is_key(x)]
+    floating = [d for d in kinds if jnp.issubdtype(d, jnp.inexact)]
+    return 84 * max((float(jnp.finfo(d).eps) for d in floating), default=0.0)
+
+
+def _arrays(outputs: Any) -> dict[str, np.ndarray]:
+    found = {}
+    for path, x in jax.tree_util.tree_flatten_with_path(outputs)[0]:
+        if not _is_key(x):
+            kind = jnp.promote_types(jnp.result_type(x), jnp.float32)
+            wide = np.complex128 if jnp.issubdtype(kind, jnp.complexfloating) else float
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            found[name] = np.asarray(x).astype(wide)
+    return found
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)

@@ -1,0 +1,205 @@
+"""Weights on one or two bits: ``binarize`` and ``ternarize``, as float arrays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from volax import masks
+
+
+def binarize(
+    params: Any,
+    *,
+    volume: Any = None,
+    channel_axis: int | None = None,
+    mask: Any = "matrices",
+) -> Any:
+    r"""Replaces weights by their sign times a scale, $w \to s \cdot \mathrm{sign}(w)$.
+
+    A weight of exactly 0 becomes $+s$, so remove dead units first
+    (:func:`volax.compact`). The result holds ordinary float arrays, for evaluation and
+    further training; :func:`volax.pack` stores them in one bit a weight.
+
+    Args:
+      params: a tree of parameters.
+      volume: the scale: the wall V of :func:`volax.volumize`, a number or a tree of
+        numbers that is a prefix of ``params``. ``None``: least squares, which for a
+        sign is $s = \mathrm{mean}|w|$.
+      channel_axis: the axis along which each index has a scale of its own, such as -1
+        for the outputs of a Flax kernel; ``None``: one scale a leaf. Only with least
+        squares.
+      mask: which leaves, as in :func:`volax.volumize`; by default those of two or
+        more dimensions.
+
+    Returns:
+      A tree of the same structure and dtypes.
+
+    Raises:
+      ValueError: a selected leaf is not real floating-point, or is not finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> binarize({"kernel": jnp.array([[0.5, -1.5], [1.0, -1.0]])})["kernel"].tolist()
+      [[1.0, -1.0], [1.0, -1.0]]
+
+    References:
+      Courbariaux et al., `BinaryConnect <https://arxiv.org/abs/1511.00363>`_, 2015 (the
+      sign); Rastegari et al., `XNOR-Net <https://arxiv.org/abs/1603.05279>`_, 2016,
+      equation 6 (the scale); Ziyin et al., `Volumization
+      <https://arxiv.org/abs/2003.11243>`_, 2020 (the wall as the scale).
+    """
+
+    def rule(w: jax.Array, wall: Any) -> jax.Array:
+        axes = _other_axes(w, channel_axis)
+        scale = (
+            _mean(jnp.abs(w), jnp.ones(w.shape, bool), axes) if wall is None else wall
+        )
+        return on_grid(jnp.where(w >= 0, 1, -1), scale, w.dtype)
+
+    return _quantized("binarize", rule, params, volume, channel_axis, mask)
+
+
+def ternarize(
+    params: Any,
+    *,
+    volume: Any = None,
+    threshold: float | str = "twn",
+    channel_axis: int | None = None,
+    mask: Any = "matrices",
+) -> Any:
+    r"""Replaces weights by $-s$, 0 or $+s$.
+
+    Weights with $|w| \le \Delta$ become 0, the others their sign times a scale. The
+    result holds ordinary float arrays; :func:`volax.pack` stores them in two bits a
+    weight.
+
+    Args:
+      params: a tree of parameters.
+      volume: the scale: the wall V of :func:`volax.volumize`, a number or a tree of
+        numbers that is a prefix of ``params``. ``None``: least squares over the
+        weights that are not 0, $s = \mathrm{mean}_{|w| > \Delta} |w|$.
+      threshold: ``"twn"``: $\Delta = 0.7\,\mathrm{mean}|w|$. A number t in [0, 1):
+        $\Delta = t V$ where ``volume`` is given, else $t \max|w|$.
+      channel_axis: the axis along which each index has a threshold and a scale of its
+        own, such as -1 for the outputs of a Flax kernel; ``None``: one a leaf. With
+        ``volume`` it concerns the threshold alone, so it is refused there.
+      mask: which leaves, as in :func:`volax.volumize`; by default those of two or
+        more dimensions.
+
+    Returns:
+      A tree of the same structure and dtypes.
+
+    Raises:
+      ValueError: a threshold outside [0, 1); a selected leaf is not real
+        floating-point, or is not finite.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.array([[0.5, -2.0], [0.25, 1.0]])}
+      >>> ternarize(params)["kernel"].tolist()
+      [[0.0, -1.5], [0.0, 1.5]]
+
+    References:
+      Li et al., `Ternary Weight Networks <https://arxiv.org/abs/1605.04711>`_, 2016,
+      equations 4 and 6; Zhu et al., `Trained Ternary Quantization
+      <https://arxiv.org/abs/1612.01064>`_, 2016, equation 9 (the share of the maximum);
+      Ziyin et al., `Volumization <https://arxiv.org/abs/2003.11243>`_, 2020 (the wall).
+    """
+    if threshold != "twn" and (isinstance(threshold, str) or not 0 <= threshold < 1):
+        raise ValueError(
+            "ternarize: threshold must be 'twn' or a number in [0, 1), "
+            f"got {threshold!r}"
+        )
+
+    def rule(w: jax.Array, wall: Any) -> jax.Array:
+        size, axes = jnp.abs(w), _other_axes(w, channel_axis)
+        if isinstance(threshold, str):
+            delta = 0.7 * _mean(size, jnp.ones(w.shape, bool), axes)
+        elif wall is None:
+            delta = threshold * jnp.max(_wide(size), axes, keepdims=True, initial=0)
+        else:
+            delta = threshold * wall
+        kept = _wide(size) > delta
+        scale = _mean(size, kept, axes) if wall is None else wall
+        return on_grid(jnp.where(kept, jnp.sign(w), 0), scale, w.dtype)
+
+    return _quantized("ternarize", rule, params, volume, channel_axis, mask)
+
+
+def on_grid(codes: jax.Array, scale: Any, dtype: Any) -> jax.Array:
+    """Codes -1, 0, +1 times a scale; a zero has no sign, so that bits compare."""
+    scale = jnp.asarray(scale, dtype)
+    value = jnp.where(codes < 0, -scale, scale)
+    return jnp.where((codes == 0) | (scale == 0), jnp.zeros((), dtype), value)
+
+
+def _quantized(
+    name: str,
+    rule: Callable[[jax.Array, Any], jax.Array],
+    params: Any,
+    volume: Any,
+    channel_axis: int | None,
+    mask: Any,
+) -> Any:
+    """Applies a rule to the selected leaves."""
+    if volume is not None and channel_axis is not None:
+        raise ValueError(
+            f"{name}: volume sets the scale of a whole leaf; give volume or "
+            "channel_axis, not both"
+        )
+    chosen = floating(masks.selected(mask, params, name), params, name, mask)
+    walls = {} if volume is None else masks.by_prefix(volume, params, f"{name}: volume")
+
+    def leaf(path: tuple[Any, ...], w: Any) -> Any:
+        where = masks.key_path(path)
+        if where not in chosen:
+            return w
+        check_finite(name, where, w)
+        if volume is not None and where not in walls:
+            raise ValueError(f"{name}: volume has no entry for {where!r}")
+        if channel_axis is not None and not -np.ndim(w) <= channel_axis < np.ndim(w):
+            raise ValueError(
+                f"{name}: {where!r} of shape {np.shape(w)} has no axis {channel_axis}"
+            )
+        return rule(jnp.asarray(w), walls.get(where))
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def floating(chosen: set[str], params: Any, name: str, mask: Any) -> set[str]:
+    """The chosen leaves, without integer leaves that only a default mask selects."""
+    found = set()
+    for path, leaf in masks.named_leaves(params).items():
+        if path in chosen and jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            found.add(path)
+        elif path in chosen and not isinstance(mask, str):
+            raise ValueError(
+                f"{name}: {path!r} is of dtype {jnp.result_type(leaf)}, expected real "
+                "floating-point; exclude it by mask"
+            )
+    return found
+
+
+def check_finite(name: str, path: str, w: Any) -> None:
+    """Refuses a NaN or an infinity, which would become the scale of all weights."""
+    if not isinstance(w, Tracer) and not bool(jnp.isfinite(w).all()):
+        raise ValueError(f"{name}: {path!r} is not finite")
+
+
+def _other_axes(w: jax.Array, channel_axis: int | None) -> tuple[int, ...]:
+    kept = None if channel_axis is None else channel_axis % w.ndim
+    return tuple(i for i in range(w.ndim) if i != kept)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _mean(x: jax.Array, where: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The mean of the chosen entries; 0 where none is chosen."""
+    total = jnp.sum(_wide(x), axes, keepdims=True, where=where)
+    return total / jnp.maximum(jnp.sum(where, axes, keepdims=True), 1)

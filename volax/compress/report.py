@@ -1,0 +1,330 @@
+"""What training left in the weights: ``report``."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from volax import masks
+from volax.compress import modules, tabulate
+from volax.compress.counting import ACTIVATIONS, multiply_adds
+from volax.compress.cutting import cuts
+from volax.compress.measuring import histogram, stable_rank
+from volax.compress.packing import Packed, is_packed
+from volax.compress.planning import fitted, plan
+from volax.pairs.path_norm import side_norms
+from volax.pairs.records import Group
+
+# A weight held at the wall may sit a few ulps below it.
+_WALL_ULPS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafReport:
+    """One array.
+
+    Attributes:
+      path: key path.
+      shape: of the array.
+      dtype: of the array; ``1 bit`` or ``2 bit`` if packed.
+      size: number of weights.
+      zeros: how many are exactly zero.
+      at_wall: how many are at the wall, or ``None`` without one.
+      wall: V, or ``None``.
+      norm: Euclidean.
+      largest: the largest size of a weight.
+      stable_rank: squared Frobenius norm by squared spectral norm, of the matrix with
+        the last axis as its columns; ``None`` for vectors.
+      units: units that it makes, or ``None``.
+      alive: units among them that are not dead.
+      bytes: as stored.
+      multiply_adds: in one run on the given inputs; without a model, one a weight of a
+        matrix.
+      left: weights that stay if the dead units are removed.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    size: int
+    zeros: int
+    at_wall: int | None
+    wall: float | None
+    norm: float
+    largest: float
+    stable_rank: float | None
+    units: int | None
+    alive: int | None
+    bytes: int
+    multiply_adds: int
+    left: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupReport:
+    """The units of one group.
+
+    Attributes:
+      name: producers and consumers.
+      units: number of units.
+      alive: units that are not dead.
+      unread: dead units whose outgoing weights are all zero.
+      unfed: dead units whose incoming weights and biases are all zero.
+      path_norms: norm of the incoming times norm of the outgoing weights, sorted.
+    """
+
+    name: str
+    units: int
+    alive: int
+    unread: int
+    unfed: int
+    path_norms: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What :func:`report` counted; ``print`` it, or ask for a dict or a figure.
+
+    Attributes:
+      leaves: a row for each array.
+      groups: a row for each group of units.
+      multiply_adds: in one run, those between activations included.
+      traced: whether they were counted on the model, not guessed from the shapes.
+      histogram: edges and counts of the weights that are not zero.
+    """
+
+    leaves: tuple[LeafReport, ...]
+    groups: tuple[GroupReport, ...]
+    multiply_adds: int
+    traced: bool
+    histogram: tuple[tuple[float, ...], tuple[int, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values, with the totals."""
+        return {**dataclasses.asdict(self), "total": self.total}
+
+    @property
+    def total(self) -> dict[str, Any]:
+        """The sums over all arrays and groups; ``None`` where nothing was asked."""
+        walls = [x.at_wall for x in self.leaves if x.at_wall is not None]
+        bounded = sum(x.size for x in self.leaves if x.at_wall is not None)
+        others = self.multiply_adds - sum(x.multiply_adds for x in self.leaves)
+        return {
+            "size": sum(x.size for x in self.leaves),
+            "zeros": sum(x.zeros for x in self.leaves),
+            "at_wall": sum(walls) if walls else None,
+            "bounded": bounded if walls else None,
+            "norm": math.sqrt(sum(x.norm**2 for x in self.leaves)),
+            "path_norm": sum(sum(g.path_norms) for g in self.groups),
+            "units": sum(g.units for g in self.groups),
+            "alive": sum(g.alive for g in self.groups),
+            "bytes": sum(x.bytes for x in self.leaves),
+            "multiply_adds": self.multiply_adds,
+            "left": sum(x.left for x in self.leaves),
+            "bytes_left": sum(_share(x.bytes, x) for x in self.leaves),
+            "multiply_adds_left": others
+            + sum(_share(x.multiply_adds, x) for x in self.leaves),
+        }
+
+    def text(self, rows: int = 40) -> str:
+        """An aligned table.
+
+        Args:
+          rows: above this many arrays, those whose paths differ in numbers alone share
+            a row.
+
+        Returns:
+          The table and the totals.
+        """
+        return tabulate.text(self, rows)
+
+    def figure(self) -> Any:
+        """Weights, units and path norms as a Matplotlib ``Figure``.
+
+        Returns:
+          The figure, for ``savefig``.
+
+        Raises:
+          ImportError: Matplotlib is not installed.
+        """
+        from volax.compress import drawing
+
+        return drawing.figure(self)
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+def report(
+    params: Any,
+    groups: Group | Iterable[Group] | None = None,
+    *,
+    bounds: Any = None,
+    fn: Callable[..., Any] | None = None,
+    inputs: Any = None,
+) -> Report:
+    r"""Counts what training left in the weights, by array and in total.
+
+    Args:
+      params: a tree of arrays, packed ones included, Linen variables, or an NNX module.
+      groups: from ``find_groups`` or :func:`volax.pair`; without them nothing is said
+        about units.
+      bounds: the wall V of :func:`volax.volumize`: a number, or a tree of numbers that
+        is a prefix of ``params``. A weight is at the wall from four ulps below V on.
+      fn: the model, ``fn(params, *inputs)``, to count multiply-adds on; it is traced,
+        not run. An NNX module needs ``inputs`` alone.
+      inputs: a tuple of the model's other arguments, arrays or
+        ``jax.ShapeDtypeStruct``.
+
+    Returns:
+      A :class:`Report`: ``print`` it for the table; ``to_dict()`` gives plain JSON
+      values, ``figure()`` a figure of Matplotlib. What is "left" assumes that
+      :func:`volax.compact` removes all dead units.
+
+    Raises:
+      ValueError: a group or an entry of ``bounds`` does not fit the tree.
+
+    Example:
+      >>> import jax.numpy as jnp, volax
+      >>> params = {"w1": jnp.eye(3), "w2": jnp.array([[1.0], [0.0], [2.0]])}
+      >>> found = report(params, volax.pair("w1", "w2"))
+      >>> found.total["alive"], found.total["left"], found.leaves[0].zeros
+      (2, 8, 6)
+
+    References:
+      Path norm: Yang et al., `A Better Way to Decay <https://arxiv.org/abs/2210.03069>`_,
+      2022. Stable rank: Rudelson and Vershynin, `Sampling from large matrices
+      <https://arxiv.org/abs/math/0503442>`_, 2007.
+    """
+    tree, merge = params, None
+    if modules.is_module(params):
+        tree, merge = modules.split(params)
+        fn = fn or (lambda state, *xs: merge(state)(*xs))
+    nodes = _nodes(tree)
+    arrays = {k: _array(v) for k, v in nodes.items()}
+    walls = {} if bounds is None else masks.by_prefix(bounds, tree, "report: bounds")
+    traced = fn is not None and inputs is not None
+    if fn is not None and inputs is None and merge is None:
+        raise ValueError("report: fn needs inputs, a tuple of its other arguments")
+    if traced:
+        given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+        counts = multiply_adds(fn, _unpacked(tree), given)  # pyright: ignore
+    else:
+        counts = {k: v.size for k, v in arrays.items() if v.ndim > 1}
+    found = fitted(() if groups is None else groups, arrays, "report")
+    units, left = _units(found, arrays)
+    rows, made = [], {}
+    for group, row in zip(found, units):
+        for member in group.producers:
+            before = made.get(member.path, (0, 0))
+            made[member.path] = (before[0] + row.units, before[1] + row.alive)
+    for path, array in arrays.items():
+        wall = walls.get(path)
+        wall = None if wall is None or not np.isfinite(wall) else float(wall)
+        rows.append(
+            _leaf(path, nodes[path], array, wall)(
+                units=made.get(path, (None, None))[0],
+                alive=made.get(path, (None, None))[1],
+                multiply_adds=counts.get(path, 0),
+                left=left.get(path, array.size),
+            )
+        )
+    total = sum(r.multiply_adds for r in rows) + counts.get(ACTIVATIONS, 0)
+    return Report(tuple(rows), units, total, traced, histogram(arrays))
+
+
+def _nodes(tree: Any) -> dict[str, Any]:
+    """Floating-point arrays and packed weights by key path."""
+    named = {}
+    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_packed)[0]:
+        if is_packed(node) or jnp.issubdtype(
+            getattr(node, "dtype", np.int32), jnp.floating
+        ):
+            named[masks.key_path(path)] = node
+    return named
+
+
+def _array(node: Any) -> np.ndarray:
+    return np.asarray(node.unpack() if is_packed(node) else node)
+
+
+def _unpacked(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if is_packed(x) else x,
+        tree,
+        is_leaf=is_packed,
+    )
+
+
+def _units(
+    groups: tuple[Group, ...], arrays: dict[str, np.ndarray]
+) -> tuple[tuple[GroupReport, ...], dict[str, int]]:
+    """The rows of the groups, and how many weights of each leaf stay."""
+    planned = plan(
+        groups, arrays, round_to=1, keep=None, proven=True, folding="counted"
+    )
+    shapes = {k: v.shape for k, v in arrays.items()}
+    rows = []
+    for group, gone, unread in zip(groups, planned.gone, planned.unread):
+        norms = side_norms(group.producers, group.sizes, arrays) * side_norms(  # pyright: ignore
+            group.consumers,
+            group.sizes,
+            arrays,  # pyright: ignore
+        )
+        rows.append(
+            GroupReport(
+                name=group.name,
+                units=group.size,
+                alive=int((~gone).sum()),
+                unread=int(unread.sum()),
+                unfed=int((gone & ~unread).sum()),
+                path_norms=tuple(np.sort(np.asarray(norms).reshape(-1))[::-1].tolist()),
+            )
+        )
+    left = {}
+    for path, axes in cuts(groups, planned.stay, shapes).items():
+        inside = np.ones((), bool)
+        for gone in axes.values():
+            inside = inside & ~gone
+        left[path] = int(np.broadcast_to(inside, shapes[path]).sum())
+    return tuple(rows), left
+
+
+def _leaf(
+    path: str, node: Any, array: np.ndarray, wall: float | None
+) -> Callable[..., LeafReport]:
+    """All of a leaf's row that its own numbers tell."""
+    wide = array.astype(np.float64)
+    size = np.abs(wide)
+    norm = float(np.sqrt(np.square(wide).sum()))
+    at_wall = None
+    if wall is not None:
+        ulps = _WALL_ULPS * float(jnp.finfo(array.dtype).eps)
+        at_wall = int((size >= wall * (1 - ulps)).sum())
+
+    def row(**rest: Any) -> LeafReport:
+        return LeafReport(
+            path=path,
+            shape=array.shape,
+            dtype=f"{node.bits} bit" if isinstance(node, Packed) else str(array.dtype),
+            size=array.size,
+            zeros=int((array == 0).sum()),
+            at_wall=at_wall,
+            wall=wall,
+            norm=norm,
+            largest=float(size.max(initial=0.0)),
+            stable_rank=stable_rank(array, norm) if array.ndim > 1 else None,
+            bytes=node.nbytes,
+            **rest,
+        )
+
+    return row
+
+
+def _share(what: int, leaf: LeafReport) -> int:
+    """What is left of a leaf's bytes or multiply-adds."""
+    return what * leaf.left // leaf.size if leaf.size else 0
