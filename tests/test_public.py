@@ -28,6 +28,7 @@ def test_the_names_of_the_contract_are_there():
         "volumize", "volumized", "relative_to_init", "lp_decay", "path_prox", "pair",
         "member", "path_norm", "path_matches", "unpaired", "lp_adam", "lp_sgd",
         "volumized_adam", "path_prox_sgd", "find_groups", "find_pairs", "check_groups",
+        "report", "compact", "binarize", "ternarize", "pack", "unpack", "save", "load",
     }  # fmt: skip
     assert expected <= set(NAMES)
 

@@ -19,6 +19,14 @@ from volax.transforms import volumize as volumize
 from volax.transforms import volumized as volumized
 
 if TYPE_CHECKING:
+    from volax.compress import binarize as binarize
+    from volax.compress import compact as compact
+    from volax.compress import load as load
+    from volax.compress import pack as pack
+    from volax.compress import report as report
+    from volax.compress import save as save
+    from volax.compress import ternarize as ternarize
+    from volax.compress import unpack as unpack
     from volax.pairs.check import check_groups as check_groups
     from volax.pairs.find import find_groups as find_groups
     from volax.pairs.find import find_pairs as find_pairs
@@ -27,9 +35,17 @@ __version__ = "0.1.0"
 
 # Loaded at first use: training needs none of it, and the import stays cheap.
 _LATER = {
+    "binarize": "volax.compress",
     "check_groups": "volax.pairs.check",
+    "compact": "volax.compress",
     "find_groups": "volax.pairs.find",
     "find_pairs": "volax.pairs.find",
+    "load": "volax.compress",
+    "pack": "volax.compress",
+    "report": "volax.compress",
+    "save": "volax.compress",
+    "ternarize": "volax.compress",
+    "unpack": "volax.compress",
 }
 
 

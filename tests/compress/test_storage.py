@@ -131,7 +131,7 @@ def test_a_smaller_module_is_loaded_into_a_full_one_in_another_process(tmp_path)
     model = Net(nnx.Rngs(0))
     model.eval()
     model.head.kernel.set_value(model.head.kernel.get_value().at[:4].set(0))
-    from volax.pairs import find_groups
+    from volax import find_groups
 
     x = jnp.ones((2, 4, 4, 2))
     small = compact(model, find_groups(model, x), check=(x,))

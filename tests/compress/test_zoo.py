@@ -10,8 +10,8 @@ from tests.compress.linen import resized
 from tests.compress.models import killed
 from tests.pairs import zoo_others as others
 from tests.pairs.test_zoo import KEY, LINEN, NNX, RAW, drawn
+from volax import find_groups
 from volax.compress import compact
-from volax.pairs import find_groups
 
 # These add no layout that the others lack.
 SLOW = {

@@ -87,7 +87,7 @@ def wait_for_rows(workdir, count, process):
 
 
 def test_ctrl_c_and_kill_lose_nothing(start, load_config, tmp_path):
-    settings = {**SMALL, "epochs": 12}
+    settings = {**SMALL, "epochs": 40}
     workdir = tmp_path / "run"
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
     arguments = [f"--config={CONFIG}", f"--workdir={workdir}", *overrides]
@@ -100,7 +100,7 @@ def test_ctrl_c_and_kill_lose_nothing(start, load_config, tmp_path):
     assert err == "\nStopped; the same command resumes from the last checkpoint.\n"
 
     process = start(*arguments)
-    wait_for_rows(workdir, 15, process)
+    wait_for_rows(workdir, 43, process)
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL

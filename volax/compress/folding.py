@@ -95,8 +95,8 @@ def _next_bias(
         plain = not (after.scales or after.fixed or after.states or more)
         single = len(after.producers) == 1 and len(after.biases) == 1
         found = after.biases[0].path if plain and single else None
-    elif len(group.output_biases) == 1 and len(group.consumers) == 1:
-        found = group.output_biases[0].path
+    elif len(group.output_biases or ()) == 1 and len(group.consumers) == 1:
+        (found,) = (m.path for m in group.output_biases or ())
     else:
         parent = consumer.path.rpartition("/")[0]
         beside = [f"{parent}/{name}" if parent else name for name in _SIBLINGS]

@@ -20,16 +20,14 @@ import optax
 from flax import nnx
 
 import volax
-from volax.compress import compact, load, pack, report, save, ternarize, unpack
 from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.files import replace_file, write_json
 from volax.examples.models import MLP
-from volax.pairs import find_groups
 
 _BATCH = 64
 _SIDE = 8  # pixels along an edge of a digit
 # Learning rate and strength of the path penalty.
-_SETTINGS = {"mlp": (0.1, 0.02), "cnn": (0.05, 0.1)}
+_SETTINGS = {"mlp": (0.1, 0.04), "cnn": (0.05, 0.2)}
 
 
 class CNN(nnx.Module):
@@ -71,33 +69,33 @@ def shrink(
     pixels = data.train_images.shape[1]
     model = MLP(pixels, hidden, CLASSES, rngs=rngs) if kind == "mlp" else CNN(rngs=rngs)
     images = jnp.asarray(data.test_images)
-    groups = find_groups(model, images[:1])
+    groups = volax.find_groups(model, images[:1])
 
     rate, strength = _SETTINGS[kind]
     schedule = optax.cosine_decay_schedule(rate, epochs * _steps(data))
     tx = optax.chain(
         optax.sgd(schedule, momentum=0.9),
-        volax.path_prox(schedule, strength, pairs=groups.pairs, normalize="rescale"),
+        volax.path_prox(schedule, strength, pairs=groups.pairs),
     )
     model = _trained(model, tx, data, epochs, seed)
-    full = report(model, groups, inputs=(images[:1],))
+    full = volax.report(model, groups, inputs=(images[:1],))
     print(full)
     figure = full.figure()
     replace_file(
         workdir / "report.png", lambda path: figure.savefig(path, format="png")
     )
 
-    small = compact(model, groups, check=(images,))
+    small = volax.compact(model, groups, check=(images,))
     print(f"\n{small}\n")
-    after = report(
-        small.params, find_groups(small.params, images[:1]), inputs=(images[:1],)
+    after = volax.report(
+        small.params, volax.find_groups(small.params, images[:1]), inputs=(images[:1],)
     )
     seconds = _alternating(_runner(model), _runner(small.params), images)
     sizes = [
-        save(workdir / "full.safetensors", model),
-        save(workdir / "small.safetensors", small),
+        volax.save(workdir / "full.safetensors", model),
+        volax.save(workdir / "small.safetensors", small),
     ]
-    again = load(workdir / "small.safetensors", into=model).params
+    again = volax.load(workdir / "small.safetensors", into=model).params
     rows = {
         "right of the test images": [_right(m, data) for m in (model, small.params)],
         "units": [full.total["alive"], after.total["alive"]],
@@ -112,14 +110,14 @@ def shrink(
 
     ternary, history = _quantized(small.params, data, max(epochs // 2, 1), every, seed)
     graph, params = nnx.split(ternary)
-    packed = pack(params, bits=2)
-    size = save(workdir / "ternary.safetensors", packed)
-    loaded = load(workdir / "ternary.safetensors", into=packed).params
+    packed = volax.pack(params, bits=2)
+    size = volax.save(workdir / "ternary.safetensors", packed)
+    loaded = volax.load(workdir / "ternary.safetensors", into=packed).params
     bits = {
         "right of the test images": [
-            _right(ternary, data), _right(nnx.merge(graph, unpack(loaded)), data),
+            _right(ternary, data), _right(nnx.merge(graph, volax.unpack(loaded)), data),
         ],
-        "bytes on disk": [save(workdir / "unpacked.safetensors", ternary), size],
+        "bytes on disk": [volax.save(workdir / "unpacked.safetensors", ternary), size],
         f"ms for {len(images)} images": [
             1e3 * s for s in _alternating(
                 _runner(ternary), _packed_runner(graph, loaded), images
@@ -200,7 +198,7 @@ def _quantized(
         key = jax.random.key(seed * 10_000 + 5_000 + number)
         params, state = epoch(params, state, data, key)
         if number % every == 0 or number == epochs:
-            quantized = ternarize(params, channel_axis=None)
+            quantized = volax.ternarize(params, channel_axis=None)
             before, after = (
                 _right(nnx.merge(graph, p), data) for p in (params, quantized)
             )
@@ -223,7 +221,7 @@ def _runner(model: Any) -> Callable[[jax.Array], Any]:
 
 
 def _packed_runner(graph: Any, packed: Any) -> Callable[[jax.Array], Any]:
-    run = jax.jit(lambda packed, x: nnx.merge(graph, unpack(packed))(x))
+    run = jax.jit(lambda packed, x: nnx.merge(graph, volax.unpack(packed))(x))
     return functools.partial(run, packed)
 
 

@@ -223,7 +223,9 @@ class Grouping:
         else:
             names = {v.name for v in self.foreign[unit.leaf] if v not in self.states}
             note = f"carries {', '.join(sorted(names))}" if names else ""
+        # A running mean is subtracted from what is zero, unless gamma is the producer.
         kept = all(use.units.zero == ZERO for use in uses)
+        kept = kept and (degrees is not None or not made["states"])
         if degrees is None:
             note += f"; f(0) {'=' if kept else 'is not'} 0"
         return Group(
