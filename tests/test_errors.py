@@ -245,3 +245,25 @@ def test_two_leaves_of_one_key_path():
     params = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
     with pytest.raises(ValueError, match=r"two leaves of the tree share .*'a/b'"):
         update(volax.volumize(0.1), params)
+
+
+@pytest.mark.parametrize("tree", [{}, {"a": {}}, {"a": None}])
+def test_empty_trees_pass(tree):
+    for tx in (volax.volumize(0.1), volax.lp_decay(0.1, 0.1, 1), volax.volumize({})):
+        assert tx.update(tree, tx.init(tree), tree)[0] == tree
+
+
+def test_the_nearest_entries_are_those_of_the_whole_tree():
+    with pytest.raises(ValueError, match=r"tree has 4 leaves, the nearest: l2/kernel"):
+        update(volax.volumize({"l1": 1.0, "l2/kernal": 1.0}))
+
+
+def test_pairs_may_be_any_iterable():
+    update(volax.path_prox_sgd(0.1, 0.1, (pair for pair in [PAIR])))
+
+
+def test_a_masked_key_needs_no_maximum():
+    params = PARAMS | {"key": jax.random.key(0)}
+    tx = volax.volumize(volax.relative_to_init(1.0), mask=volax.path_matches("^l1"))
+    state = tx.init(params)
+    assert float(state.initial["l1"]["kernel"]) == 1.0

@@ -95,17 +95,18 @@ def by_prefix(prefix: Any, tree: Any, what: str) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="/"): value
         for path, value in jax.tree_util.tree_flatten_with_path(prefix)[0]
     }
-    values, used = {}, set()
+    values, used, names = {}, set(), []
     for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)[0]:
         raw = jax.tree_util.keystr(path, simple=True, separator="/")
         name = key_path(path)
+        names.append(name)
         above = [k for k in entries if is_above(k, raw) or is_above(k, name)]
         used.update(above)
         if above:
             values[name] = entries[max(above, key=len)]
-    for key in entries.keys() - used:
+    for key in entries.keys() - used - {""}:
         raise ValueError(
-            f"{what}: the entry {key!r} stands above no leaf; {nearest(key, values)}"
+            f"{what}: the entry {key!r} stands above no leaf; {nearest(key, names)}"
         )
     return values
 

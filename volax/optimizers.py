@@ -6,6 +6,7 @@ import jax
 import optax
 
 from volax import masks, transforms
+from volax.pairs.records import as_groups
 from volax.transforms._hyperparams import Hyperparameter
 
 
@@ -206,6 +207,7 @@ def path_prox_sgd(
     References:
       Yang et al., `A Better Way to Decay <https://arxiv.org/abs/2210.03069>`_, 2022.
     """
+    pairs = as_groups(pairs, "path_prox_sgd")
     return optax.chain(
         optax.add_decayed_weights(
             strength,

@@ -49,7 +49,8 @@ class Compacted:
         before, after = self.manifest["parameters"]
         lines = aligned(["units", "left", "group"], rows, "rr")
         lines += ["", f"parameters: {before:,} -> {after:,}"]
-        lines += [f"difference: {self.difference}"] if self.difference else []
+        proof = "not known; check=(fn, small_fn, inputs) runs both models"
+        lines += [f"difference: {self.difference or proof}"]
         return "\n".join([*lines, *map(str, self.kept)])
 
 
@@ -75,8 +76,11 @@ def compact(
     does not pad.
 
     Sizes that the program itself holds do not shrink with the parameters: a
-    ``split`` at a fixed place, a factor of $1/\sqrt{width}$. Groups with a sign of
-    such a constant are cut only with ``check``; a batch norm between can hide one.
+    ``split`` at a fixed place, a factor of $1/\sqrt{width}$, an attention module that
+    needs equal head sizes. Groups with a sign of such a constant between their
+    producers and consumers are cut only with ``check``. One that stands elsewhere (a
+    division of the outgoing weights or of the result by their width) shows no sign:
+    give ``check`` whenever a program may hold one. Arrays come back on one device.
 
     Args:
       params: a tree of parameters, Linen variables with all collections, or an NNX
@@ -147,13 +151,18 @@ def compact(
         for path, axes in gone.items():
             new[path] = cut(new.get(path, source.leaves[path]), axes)
         small, small_state = source.rebuilt(new)
-        gap = None if run is None else run.compare(before, small, small_state)
+        gap = None
+        if run is not None:
+            cut_names = _cut_names(found, planned)
+            gap = run.compare(before, small, small_state, cut_names)
         return planned, gone, small, small_state, gap
 
     if run is None:
         planned, gone, small, small_state, gap = attempt("only check can prove a fold")
     else:
-        limit = _tolerance(source.leaves, before) if limit is None else limit
+        if limit is None:
+            carried = [source.leaves[m.path] for g in found for m in g.carriers]
+            limit = _tolerance(carried, before)
         planned, gone, small, small_state, gap = attempt(None)
         if planned.folded and not gap.relative <= limit:
             why = f"folding it changed the outputs by {gap}"
@@ -254,13 +263,15 @@ class _Check:
     def full(self, params: Any, state: Any) -> Any:
         return self._run(self.fn, params, state)
 
-    def compare(self, before: Any, params: Any, state: Any) -> Difference:
+    def compare(
+        self, before: Any, params: Any, state: Any, cut_names: str
+    ) -> Difference:
         try:
             after = self._run(self.small_fn, params, state)
         except Exception as error:
             raise ValueError(
                 "compact: the small model does not run; does the program hold a width? "
-                "keep=... leaves groups as they are. "
+                f"keep=... leaves groups as they are; cut were {cut_names}. "
                 f"{type(error).__name__}: {error}"
             ) from error
         try:
@@ -272,7 +283,7 @@ class _Check:
         if self.is_module:
             # A run may write running statistics; the user's module stays as it is.
             tree, merge = modules.split(params)
-            params = merge(tree)
+            params = merge(jax.tree.map(lambda leaf: leaf, tree))
         return fn(params, *((state,) if self.with_state else ()), *self.inputs)
 
 

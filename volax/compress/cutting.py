@@ -93,10 +93,13 @@ def cut_state(
     Raises:
       ValueError: an array belongs to a cut parameter and has another shape.
     """
+    matched = set()
 
     def small(path: tuple[Any, ...], leaf: Any) -> Any:
         names = (masks.key_path(path[place:]) for place in range(len(path)))
         name = next((name for name in names if name in shapes), None)
+        if jnp.size(leaf) > 1:
+            matched.add(name)
         if name is None or name not in plans or jnp.size(leaf) <= 1:
             return leaf
         if jnp.shape(leaf) != shapes[name]:
@@ -108,4 +111,11 @@ def cut_state(
             )
         return cut(leaf, plans[name])
 
-    return jax.tree_util.tree_map_with_path(small, opt_state)
+    cut_down = jax.tree_util.tree_map_with_path(small, opt_state)
+    if plans and matched == {None}:
+        raise ValueError(
+            "compact: opt_state holds arrays, but none at the key path of a parameter, "
+            "so it is not known how to cut it; leave opt_state out and call tx.init on "
+            "the smaller parameters"
+        )
+    return cut_down

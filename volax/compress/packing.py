@@ -29,6 +29,8 @@ class Packed:
       bits: 1 or 2.
     """
 
+    __array_ufunc__ = None  # NumPy leaves ``x @ packed`` to this class
+
     data: jax.Array
     scale: jax.Array
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
@@ -69,7 +71,7 @@ class Packed:
         """
         x = jnp.asarray(x)
         inner = self.scale.ndim > 1 and self.scale.shape[-2] != 1
-        if self.ndim < 2 or inner:
+        if self.ndim < 2 or x.ndim < 2 or inner:
             return x @ self.unpack().astype(jnp.promote_types(x.dtype, self.dtype))
         kind = jnp.promote_types(x.dtype, self.dtype)
         scale = self.scale.reshape(self.scale.shape[:-2] + self.scale.shape[-1:])

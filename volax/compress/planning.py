@@ -137,6 +137,8 @@ def plan(
     # Biases beside a consumer may take a constant over.
     beside = {k: np.asarray(v) for k, v in leaves.items() if _is_vector(v)}
     work, folded = {**beside, **held}, {}
+    if keep is not None:
+        _check_keep(keep, groups, leaves)
     forced = [_forced(keep, g, leaves) for g in groups]
     unsafe = [
         units.uncuttable(g) or (None if proven else units.unsafe(g, held))
@@ -239,22 +241,46 @@ def _forced(keep: Any, group: Group, leaves: Mapping[str, Any]) -> np.ndarray:
         named = keep
     else:
         named = dict.fromkeys((keep,) if isinstance(keep, str) else keep, True)
-    for path in named.keys() - leaves.keys():
-        raise ValueError(f"compact: keep: {path!r}: {masks.nearest(path, leaves)}")
     for member in group.producers:
         which = named.get(member.path, False)
         if isinstance(which, bool | np.bool_):
             chosen |= which
             continue
-        which = np.asarray(which)
+        which = np.asarray(which, None if len(which) else int)
         if which.dtype == bool and which.shape == group.sizes:
             chosen |= which
-        elif np.issubdtype(which.dtype, np.integer) and which.ndim == 1:
+        elif _are_units(which, group.size):
             chosen.reshape(-1)[which] = True
         else:
             raise ValueError(
-                f"compact: keep: {member.path!r}: expected True, numbers of units or "
-                f"bools of shape {group.sizes}, got {which.dtype} of shape "
-                f"{which.shape}"
+                f"compact: keep: {member.path!r}: expected True, numbers of units "
+                f"below {group.size}, or bools of shape {group.sizes}, got {which!r}"
             )
     return chosen
+
+
+def _are_units(which: np.ndarray, count: int) -> bool:
+    integers = np.issubdtype(which.dtype, np.integer) and which.ndim == 1
+    return integers and bool(((which >= 0) & (which < count)).all())
+
+
+def _check_keep(keep: Any, groups: Sequence[Group], leaves: Mapping[str, Any]) -> None:
+    """Refuses a choice that is none, or that names no producer."""
+    makers = {m.path for g in groups for m in g.producers}
+    if isinstance(keep, masks.Mask):
+        if not any(keep.selects(path, leaves[path]) for path in makers):
+            raise ValueError(
+                f"compact: keep: {keep!r} selects none of {sorted(makers)}"
+            )
+        return
+    if not isinstance(keep, str | Iterable):
+        raise ValueError(
+            "compact: keep must be key paths of producers, a mask of volax, or a "
+            f"dictionary from such paths, got {keep!r}"
+        )
+    for path in (keep,) if isinstance(keep, str) else keep:
+        if path not in makers:
+            raise ValueError(
+                f"compact: keep: {path!r} makes no units of these groups; "
+                f"the producers are {', '.join(sorted(makers)[:5])}"
+            )

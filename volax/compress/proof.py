@@ -43,6 +43,8 @@ def difference(full: Any, small: Any) -> Difference:
             f"the outputs have shapes {[x.shape for x in after.values()]}, expected "
             f"{[x.shape for x in before.values()]}"
         )
+    if not any(x.size for x in before.values()):
+        raise ValueError("the outputs are empty, which proves nothing")
     absolute = relative = 0.0
     for (path, x), y in zip(before.items(), after.values()):
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
@@ -56,10 +58,15 @@ def difference(full: Any, small: Any) -> Difference:
 
 
 def tolerance(*trees: Any) -> float:
-    """The largest relative difference that rounding explains: 1e-5 in float32."""
+    """The largest relative difference that rounding explains.
+
+    1e-5 in float32; in 16 bits and less, where sums run in float32, a few roundings of
+    a result: 0.03 in bfloat16.
+    """
     kinds = [jnp.result_type(x) for x in jax.tree.leaves(trees) if not _is_key(x)]
     floating = [d for d in kinds if jnp.issubdtype(d, jnp.inexact)]
-    return 84 * max((float(jnp.finfo(d).eps) for d in floating), default=0.0)
+    eps = max((float(jnp.finfo(d).eps) for d in floating), default=0.0)
+    return 84 * eps if eps < 1e-6 else min(4 * eps, 0.05)
 
 
 def _arrays(outputs: Any) -> dict[str, np.ndarray]:

@@ -161,6 +161,8 @@ def _quantized(
         check_finite(name, where, w)
         if volume is not None and where not in walls:
             raise ValueError(f"{name}: volume has no entry for {where!r}")
+        if where in walls:
+            check_wall(f"{name}: volume", walls[where])
         if channel_axis is not None and not -np.ndim(w) <= channel_axis < np.ndim(w):
             raise ValueError(
                 f"{name}: {where!r} of shape {np.shape(w)} has no axis {channel_axis}"
@@ -182,6 +184,16 @@ def floating(chosen: set[str], params: Any, name: str, mask: Any) -> set[str]:
                 "floating-point; exclude it by mask"
             )
     return found
+
+
+def check_wall(what: str, wall: Any) -> None:
+    """Refuses a wall that is no finite number from 0 on."""
+    try:
+        known = np.asarray(wall, float)
+    except (TypeError, ValueError):
+        known = np.asarray(np.nan)
+    if not np.all((known >= 0) & (known < np.inf)):
+        raise ValueError(f"{what} must be a finite number >= 0, got {wall!r}")
 
 
 def check_finite(name: str, path: str, w: Any) -> None:

@@ -207,6 +207,9 @@ def report(
     nodes = _nodes(tree)
     arrays = {k: _array(v) for k, v in nodes.items()}
     walls = {} if bounds is None else masks.by_prefix(bounds, tree, "report: bounds")
+    for wall in walls.values():
+        if not np.all(np.asarray(wall) >= 0):
+            raise ValueError(f"report: bounds must be numbers >= 0, got {wall!r}")
     traced = fn is not None and inputs is not None
     if fn is not None and inputs is None and merge is None:
         raise ValueError("report: fn needs inputs, a tuple of its other arguments")

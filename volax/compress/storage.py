@@ -96,8 +96,9 @@ def save(
         0
     ]:
         name = jax.tree_util.keystr(key_path, simple=True, separator="/") or "."
-        if name in places:
-            raise ValueError(f"save: two leaves share the key path {name!r}")
+        own_names = {name, f"{name}/data", f"{name}/scale"}
+        if name == "__metadata__" or not own_names.isdisjoint({*places, *arrays}):
+            raise ValueError(f"save: the key path {name!r} is taken or reserved")
         places[name] = {"keys": [_key(k) for k in key_path]}
         if isinstance(node, Packed):
             places[name] |= {"shape": list(node.shape), "bits": node.bits}

@@ -47,7 +47,10 @@ def claim_workdir(
     path = workdir / "config.json"
     settings = json.loads(json.dumps(settings))
     if path.exists():
-        recorded = json.loads(path.read_text())
+        try:
+            recorded = dict(json.loads(path.read_text()))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}") from error
         differs = [
             f"{key} was {recorded.get(key)!r} and is {settings.get(key)!r}"
             for key in sorted(recorded.keys() | settings.keys())

@@ -21,6 +21,7 @@ from flax import nnx
 
 import volax
 from volax.examples.data import CLASSES, Dataset, load_dataset
+from volax.examples.errors import UserError
 from volax.examples.files import replace_file, write_json
 from volax.examples.models import MLP
 
@@ -251,17 +252,27 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=_SETTINGS, default="mlp")
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--every", type=int, default=5)
+    parser.add_argument("--epochs", type=_positive, default=60)
+    parser.add_argument("--every", type=_positive, default=5)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
-    return shrink(
-        given.model,
-        given.workdir,
-        epochs=given.epochs,
-        every=given.every,
-        seed=given.seed,
-    )
+    try:
+        return shrink(
+            given.model,
+            given.workdir,
+            epochs=given.epochs,
+            every=given.every,
+            seed=given.seed,
+        )
+    except (OSError, UserError) as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 if __name__ == "__main__":

@@ -160,6 +160,8 @@ def _largest(leaf: Any) -> Any:
     def largest(x: jax.Array) -> jax.Array:
         return _post_step.wide(jnp.max(jnp.abs(x), initial=0))
 
+    if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact):
+        return jnp.zeros([])  # to be masked out
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.eval_shape(largest, leaf)
     return largest(jnp.asarray(leaf))

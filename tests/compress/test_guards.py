@@ -1,0 +1,136 @@
+"""What must be refused, or must not happen, when a model is made smaller."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import volax
+
+
+def normal(seed, shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+X = normal(9, (5, 6))
+
+
+def dying(dtype=jnp.float32):
+    w2 = normal(1, (8, 3)).at[jnp.array([1, 2, 5])].set(0)
+    return {"w1": normal(0, (6, 8)).astype(dtype), "w2": w2.astype(dtype)}
+
+
+def scaled_by_width(params, x):
+    return jax.nn.relu(x @ params["w1"]) @ params["w2"] / params["w2"].shape[0]
+
+
+def forward(params, x):
+    return jax.nn.relu(x @ params["w1"]) @ params["w2"]
+
+
+PAIR = volax.pair("w1", "w2")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_width_constant_is_caught_in_every_dtype(dtype):
+    params = dying(dtype) | {"other": jnp.ones((2, 2), jnp.bfloat16)}
+    check = (scaled_by_width, None, (X.astype(dtype),))
+    with pytest.raises(ValueError, match=r"differs by .*cut were w1 -> w2"):
+        volax.compact(params, PAIR, check=check)
+    small = volax.compact(params, PAIR, check=(forward, None, (X.astype(dtype),)))
+    assert small.params["w1"].shape == (6, 5)
+
+
+def test_empty_outputs_prove_nothing():
+    with pytest.raises(ValueError, match="outputs are empty"):
+        volax.compact(dying(), PAIR, check=(forward, None, (X[:0],)))
+
+
+def test_a_result_says_whether_it_is_proven():
+    assert "check=(fn" in str(volax.compact(dying(), PAIR))
+    assert "check" not in str(volax.compact(dying(), PAIR, check=(forward, None, (X,))))
+
+
+class Normed(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.a = nnx.Linear(6, 8, rngs=rngs)
+        self.bn = nnx.BatchNorm(8, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+        self.b = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.b(nnx.relu(self.bn(self.a(x))))
+
+
+def test_check_leaves_the_users_module_alone():
+    model = Normed()
+    model.b.kernel[...] = model.b.kernel[...].at[1].set(0)
+    small = volax.compact(model, volax.find_groups(model, X), check=(X,))
+    assert small.sizes["a/kernel"] == (6, 7)
+    assert not np.any(model.bn.mean[...])
+    assert not np.any(small.params.bn.mean[...])
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("w2", r"'w2' makes no units.*producers are w1"),
+        (["w1", "x"], "'x' makes no units"),
+        (volax.path_matches("x"), r"selects none of \['w1'\]"),
+        ({"w1": [9]}, "numbers of units below 8"),
+        (True, "must be key paths of producers"),
+        (lambda p: p, "must be key paths of producers"),
+    ],
+)
+def test_a_keep_that_keeps_nothing_is_refused(keep, message):
+    with pytest.raises(ValueError, match=f"compact: keep.*{message}"):
+        volax.compact(dying(), PAIR, keep=keep)
+
+
+def test_keep_takes_an_empty_list():
+    assert volax.compact(dying(), PAIR, keep={"w1": []}).sizes["w1"] == (6, 5)
+
+
+def test_a_state_of_other_arrays_is_refused():
+    params = dying()
+    for state in (optax.flatten(optax.adam(0.1)).init(params), {"m": jnp.ones((6, 8))}):
+        with pytest.raises(ValueError, match="none at the key path of a parameter"):
+            volax.compact(params, PAIR, opt_state=state)
+
+
+def test_names_that_a_file_cannot_hold(tmp_path):
+    packed = volax.pack({"w": jnp.sign(normal(0, (4, 4)))}, bits=1)
+    for tree in ({"__metadata__": jnp.ones(3)}, packed | {"w/data": jnp.ones(3)}):
+        with pytest.raises(ValueError, match=r"save: the key path .* is taken or res"):
+            volax.save(tmp_path / "file", tree)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wall", [np.nan, np.inf, -1.0, volax.relative_to_init(1.0)])
+def test_walls_that_are_none(wall):
+    params = {"w": jnp.ones((2, 2))}
+    with pytest.raises(ValueError, match=r"binarize: volume must be a finite number"):
+        volax.binarize(params, volume=wall)
+    with pytest.raises(ValueError, match=r"ternarize: volume must be a finite number"):
+        volax.ternarize(params, volume=wall)
+
+
+def test_a_negative_bound_is_refused():
+    with pytest.raises(ValueError, match="report: bounds must be numbers >= 0"):
+        volax.report({"w": jnp.ones((2, 2))}, bounds=-1.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 3), (4, 5, 3), (2, 4, 5, 3)])
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+def test_packed_products_of_stacks(shape, axis):
+    weights = volax.ternarize({"k": normal(3, shape)}, channel_axis=axis)
+    packed = volax.pack(weights, bits=2, channel_axis=axis)["k"]
+    for x in (normal(4, (5,)), normal(5, (7, 5))):
+        expected = x @ weights["k"]
+        np.testing.assert_allclose(x @ packed, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            np.asarray(x) @ packed, expected, rtol=1e-5, atol=1e-5
+        )
