@@ -2,6 +2,7 @@
 
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -9,7 +10,7 @@ from jax import lax
 
 import volax
 from volax import check_groups, find_groups, find_pairs
-from volax.pairs import Axis
+from volax.pairs import Axis, Groups
 
 
 def shaped(**shapes):
@@ -344,3 +345,21 @@ def test_a_group_that_is_no_pair_is_refused_by_path_prox():
     groups = find_groups(between(jnp.tanh), W, X)
     with pytest.raises(ValueError, match="w1 -> w2 is no pair"):
         volax.path_prox(0.1, 1e-3, pairs=groups)
+
+
+def test_a_linen_module_without_its_variables():
+    module = nn.Dense(3)
+    for args in ((), (jnp.ones((1, 2)),)):
+        with pytest.raises(
+            ValueError, match=r"give its variables too, as in find_pairs"
+        ):
+            find_pairs(module, *args)
+
+
+def test_groups_survive_json():
+    def mlp(params, x):
+        return jax.nn.relu(x @ params["w1"]) @ params["w2"]
+
+    params = {"w1": jnp.ones((3, 8)), "w2": jnp.ones((8, 2))}
+    found = find_groups(mlp, params, jnp.ones((1, 3)))
+    assert Groups.from_json(found.to_json()) == found

@@ -6,3 +6,5 @@ from volax.pairs.path_norm import path_norm as path_norm
 from volax.pairs.records import Axis as Axis
 from volax.pairs.records import Group as Group
 from volax.pairs.records import Member as Member
+from volax.pairs.result import Groups as Groups
+from volax.pairs.result import Refusal as Refusal

@@ -58,6 +58,11 @@ def traceable(
     if nnx is not None and isinstance(fn, nnx.Module):
         return _from_nnx(nnx, fn, args)
     if linen is not None and isinstance(fn, linen.Module):
+        if not args or not isinstance(args[0], Mapping):
+            raise ValueError(
+                f"{what}: a Linen module holds no parameters; give its variables too, "
+                f"as in {what}(module, variables, x)"
+            )
         fn = fn.apply
     if equinox is not None and isinstance(fn, equinox.Module) and callable(fn):
         return _from_equinox(fn, args)
