@@ -103,7 +103,8 @@ def lp_decay(
     sticks = zeros == "sticky" and reference == "before"
 
     def init(params: optax.Params) -> LpDecayState | optax.EmptyState:
-        if sticks and _known(p, below=2.0) and not _known(strength, below=0.0):
+        order = _at_start(p)
+        if sticks and order is not None and order < 2 and _at_start(strength) != 0:
             _refuse_zero_leaves(params, mask)
         if not is_scheduled:
             return optax.EmptyState()
@@ -132,12 +133,12 @@ def lp_decay(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _known(value: Any, below: float) -> bool:
-    """Whether the value at step 0 is known, a single number and at most ``below``."""
+def _at_start(value: Any) -> float | None:
+    """The value at step 0, if it is known and a single number."""
     value = _hyperparams.at(value, 0)
     if isinstance(value, Tracer) or np.size(value) != 1:
-        return False
-    return float(value) < below if below else float(value) == 0
+        return None
+    return float(value)
 
 
 def _refuse_zero_leaves(params: optax.Params, mask: Any) -> None:
