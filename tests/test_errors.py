@@ -38,6 +38,7 @@ AT_CONSTRUCTION = [
     (lambda: volax.lp_decay(np.nan, 0.1, 1), "lp_decay: learning_rate .*got nan"),
     (lambda: volax.lp_decay(0.1, 0.1, -0.5), "lp_decay: p must be .*got -0.5"),
     (lambda: volax.lp_decay(0.1, 0.1, None), "lp_decay: p must be .*got None"),
+    (lambda: volax.lp_decay(0.1, 0.1, np.ones(2)), "p must be .*, a scalar array, or"),
     (lambda: volax.lp_decay(0.1, 0.1, 1, snap_below=-1), "lp_decay: snap_below .*-1"),
     (
         lambda: volax.lp_decay(0.1, 0.1, 1, zeros="x"),

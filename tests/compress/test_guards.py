@@ -43,6 +43,84 @@ def test_a_width_constant_is_caught_in_every_dtype(dtype):
     assert small.params["w1"].shape == (6, 5)
 
 
+def by_input_width(params, x):
+    return jax.nn.relu(x * params["w1"].shape[1] @ params["w1"]) @ params["w2"]
+
+
+def by_root(params, x):
+    return jax.nn.relu(x @ params["w1"]) @ (params["w2"] / jnp.sqrt(len(params["w2"])))
+
+
+def by_fan(params, x):
+    return jax.nn.relu(x @ params["w1"]) @ params["w2"] * jnp.sqrt(2 / 8)
+
+
+def by_narrow(params, x):
+    return forward(params, x).astype(jnp.bfloat16) * jnp.bfloat16(8**-0.5)
+
+
+def by_captured(params, x):
+    return forward(params, x) * np.full(3, 1 / 8, np.float32)
+
+
+def in_a_branch(params, x):
+    y = forward(params, x)
+    return jax.lax.cond(y[0, 0] > 0, lambda y: y / 8, lambda y: y, y)
+
+
+def in_a_call(params, x):
+    return jax.jit(lambda y, n: y / n)(forward(params, x), 8)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [scaled_by_width, by_input_width, by_root, by_fan, by_narrow, by_captured,
+     in_a_branch, in_a_call],
+)  # fmt: skip
+def test_a_number_that_may_be_a_width_keeps_a_traced_group(fn):
+    params = dying()
+    groups = volax.find_groups(fn, params, X)
+    small = volax.compact(params, groups)
+    assert small.sizes == {"w1": (6, 8), "w2": (8, 3)}
+    assert small.kept[0].units == (1, 2, 5)
+    assert "may come from their number; check=(fn" in small.kept[0].reason
+
+
+def mean_of_eight(params, x):
+    return forward(params, jnp.concatenate([x, x[:3]])).mean(0)
+
+
+def unused(params, x):
+    x / 8
+    return forward(params, x) * 3.0
+
+
+@pytest.mark.parametrize("fn", [forward, mean_of_eight, unused])
+def test_other_numbers_let_a_traced_group_go(fn):
+    params = dying()
+    small = volax.compact(params, volax.find_groups(fn, params, X))
+    assert small.sizes["w1"] == (6, 5)
+    np.testing.assert_allclose(fn(small.params, X), fn(params, X), rtol=1e-6)
+
+
+def test_a_check_proves_a_number_to_be_none():
+    def fn(params, x):
+        return forward(params, x) / 8.0
+
+    params = dying()
+    groups = volax.find_groups(fn, params, X)
+    assert groups[0].constants[0].startswith("8 in div")
+    small = volax.compact(params, groups, check=(fn, None, (X,)))
+    assert small.sizes["w1"] == (6, 5)
+
+
+def test_options_that_would_do_nothing():
+    with pytest.raises(ValueError, match="tolerance is that of check"):
+        volax.compact(dying(), PAIR, tolerance=1e-3)
+    with pytest.raises(ValueError, match="round_to must be 1 or more, got True"):
+        volax.compact(dying(), PAIR, round_to=True)
+
+
 def test_empty_outputs_prove_nothing():
     with pytest.raises(ValueError, match="outputs are empty"):
         volax.compact(dying(), PAIR, check=(forward, None, (X[:0],)))

@@ -41,6 +41,14 @@ def test_counts():
     assert json.loads(json.dumps(found.to_dict()))["total"] == total
 
 
+def test_a_diverged_model_is_reported_in_plain_json():
+    params = {"a": jnp.full((2, 3), jnp.nan), "v": jnp.full((3, 1), jnp.inf)}
+    found = report(params, volax.pair("a", "v"), bounds=jnp.inf).to_dict()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["leaves"][0]["norm"] is None
+    assert found["total"]["path_norm"] is None
+
+
 def test_a_weight_a_few_ulps_below_the_wall_is_at_it():
     wall = np.float32(0.1)
     below = np.nextafter(np.nextafter(wall, np.float32(0)), np.float32(0))

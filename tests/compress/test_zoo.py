@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -58,17 +59,20 @@ def test_nnx_modules_run_and_train_as_they_are(name):
     ]
 
 
-def test_nnx_attention_that_wants_equal_heads_is_refused():
+@pytest.mark.parametrize("check", [None, "inputs"])
+def test_nnx_attention_keeps_heads_of_equal_size(check):
     make, x, _ = NNX["transformer"]
     model = make(nnx.Rngs(0))
     groups = find_groups(model, x)
     graph, state = nnx.split(model)
     model = nnx.merge(graph, killed(state, groups)[0])
-    with pytest.raises(ValueError, match="the small model does not run"):
-        compact(model, groups, check=(x,))
-    heads = [m.path for g in groups if len(g.sizes) > 1 for m in g.producers]
-    small = compact(model, groups, keep=heads, check=(x,))
+    small = compact(model, groups, check=check and (x,))
     assert small.params.blocks[0].up.out_features == 8
+    np.testing.assert_allclose(small.params(x), model(x), rtol=1e-5, atol=1e-6)
+    heads = {g.name for g in groups if len(g.sizes) > 1}
+    said = {k.group for k in small.kept if "MultiHeadAttention" in k.reason}
+    assert said == heads
+    assert "needs heads of equal size" in str(small)
 
 
 @pytest.mark.parametrize("name", [n for n in RAW if n not in ("fused", "masked")])

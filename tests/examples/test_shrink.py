@@ -8,16 +8,18 @@ from volax.compress import load
 from volax.examples import shrink
 
 
-@pytest.mark.parametrize("kind", ["mlp"])
-def test_the_whole_path(kind, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(shrink._SETTINGS, kind, (0.1, 0.2))
+@pytest.mark.parametrize(
+    ("kind", "strength", "epochs"), [("mlp", 0.2, "4"), ("cnn", 0.4, "3")]
+)
+def test_the_whole_path(kind, strength, epochs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(shrink._SETTINGS, kind, (0.1, strength))
     argv = [
         "--model",
         kind,
         "--workdir",
         str(tmp_path),
         "--epochs",
-        "4",
+        epochs,
         "--every",
         "1",
     ]

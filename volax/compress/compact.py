@@ -76,11 +76,12 @@ def compact(
     does not pad.
 
     Sizes that the program itself holds do not shrink with the parameters: a
-    ``split`` at a fixed place, a factor of $1/\sqrt{width}$, an attention module that
-    needs equal head sizes. Groups with a sign of such a constant between their
-    producers and consumers are cut only with ``check``. One that stands elsewhere (a
-    division of the outgoing weights or of the result by their width) shows no sign:
-    give ``check`` whenever a program may hold one. Arrays come back on one device.
+    ``split`` at a fixed place, a factor of $1/\sqrt{width}$. Groups with a sign of such
+    a constant are cut only with ``check``: any factor between producers and consumers,
+    and for traced groups any number of the program that is a simple function of their
+    sizes (``Group.constants``). A hand-written group says nothing of the program: give
+    ``check``. An NNX attention keeps its heads, which must be of equal size. Arrays
+    come back on one device.
 
     Args:
       params: a tree of parameters, Linen variables with all collections, or an NNX
@@ -125,8 +126,10 @@ def compact(
       Dead units after a group threshold: Yang et al., `A Better Way to Decay
       <https://arxiv.org/abs/2210.03069>`_, 2022.
     """
-    if not isinstance(round_to, int) or round_to < 1:
+    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise ValueError(f"compact: round_to must be 1 or more, got {round_to!r}")
+    if tolerance is not None and check is None:
+        raise ValueError("compact: tolerance is that of check, which was not given")
     source = _Source.of(params, state)
     shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in source.leaves.items()}
     if state is not None:
@@ -145,6 +148,7 @@ def compact(
             keep=keep,
             proven=run is not None,
             folding=folding,
+            owners=modules.owners(params),
         )
         gone = cuts(found, planned.stay, shapes)
         new = {k: source.like(k, v) for k, v in planned.folded.items()}

@@ -48,6 +48,26 @@ def resize(module: Any) -> None:
                         setattr(inner, attribute, size)
 
 
+def owners(module: Any) -> dict[str, str]:
+    """Kernels whose output size belongs to the module around them, and its name.
+
+    Attention cuts its projections into heads of one size: a query, key or value that
+    is cut alone leaves a module that does not run.
+    """
+    if not is_module(module):
+        return {}
+    from flax import nnx
+
+    found = {}
+    for path, outer in nnx.iter_modules(module):
+        if isinstance(getattr(outer, "head_dim", None), int):
+            for name, inner in vars(outer).items():
+                if isinstance(getattr(inner, "out_features", None), tuple):
+                    kernel = "/".join(map(str, (*path, name, "kernel")))
+                    found[kernel] = f"{type(outer).__name__} {'/'.join(map(str, path))}"
+    return found
+
+
 def _kernel(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     """Linear, Conv, ConvTranspose, Einsum and LinearGeneral; stacks lie in front."""
     found = {}

@@ -104,8 +104,8 @@ class Report:
     histogram: tuple[tuple[float, ...], tuple[int, ...]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain JSON values, with the totals."""
-        return {**dataclasses.asdict(self), "total": self.total}
+        """Everything as plain JSON values, totals too; NaN and inf are ``None``."""
+        return _plain({**dataclasses.asdict(self), "total": self.total})
 
     @property
     def total(self) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def report(
     else:
         counts = {k: v.size for k, v in arrays.items() if v.ndim > 1}
     found = fitted(() if groups is None else groups, arrays, "report")
-    units, left = _units(found, arrays)
+    units, left = _units(found, arrays, modules.owners(params))
     rows, made = [], {}
     for group, row in zip(found, units):
         for member in group.producers:
@@ -264,11 +264,17 @@ def _unpacked(tree: Any) -> Any:
 
 
 def _units(
-    groups: tuple[Group, ...], arrays: dict[str, np.ndarray]
+    groups: tuple[Group, ...], arrays: dict[str, np.ndarray], owners: dict[str, str]
 ) -> tuple[tuple[GroupReport, ...], dict[str, int]]:
     """The rows of the groups, and how many weights of each leaf stay."""
     planned = plan(
-        groups, arrays, round_to=1, keep=None, proven=True, folding="counted"
+        groups,
+        arrays,
+        round_to=1,
+        keep=None,
+        proven=True,
+        folding="counted",
+        owners=owners,
     )
     shapes = {k: v.shape for k, v in arrays.items()}
     rows = []
@@ -331,3 +337,12 @@ def _leaf(
 def _share(what: int, leaf: LeafReport) -> int:
     """What is left of a leaf's bytes or multiply-adds."""
     return what * leaf.left // leaf.size if leaf.size else 0
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no word for a number that is not finite."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,7 +3,8 @@
 The file is an ordinary safetensors file: eight bytes with the length of a JSON header,
 the header, and the bytes of all arrays (https://github.com/huggingface/safetensors).
 The manifest and a checksum of everything stand in the header's metadata. Reading parses
-JSON and copies bytes; nothing in a file is ever run.
+JSON and copies bytes; nothing in a file is ever run. The safetensors library is not
+needed for it: its readers of whole files know no bfloat16, and return no metadata.
 """
 
 import contextlib

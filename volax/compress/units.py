@@ -175,6 +175,8 @@ def unsafe(group: Group, leaves: Mapping[str, np.ndarray]) -> str | None:
                     f"the units are a part of axis {axis.axis} of {member.path!r}, so "
                     f"the program may hold their number{_PROOF}"
                 )
+    if group.constants:
+        return f"{group.constants[0]} may come from their number{_PROOF}"
     constants = [op for op in group.through if op in _CONSTANTS]
     explained = group.scales or group.fixed or group.states
     if constants and not explained:

@@ -112,6 +112,8 @@ class Group:
       through: the operations between producers and consumers.
       fixed: further members that carry the units and stay as they are when the units
         are rescaled: the kernel before a batch norm, the gate of a gated unit.
+      constants: numbers of the program that are a simple function of these sizes, and
+        where they stand: a smaller model would keep them.
       keeps_zero: whether units whose incoming weights and biases are zero are still
         zero where they are consumed.
       note: why a group is no pair, or what else a reader should know.
@@ -133,6 +135,7 @@ class Group:
     homogeneous: bool = True
     through: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     fixed: tuple[Member, ...] = dataclasses.field(default=(), compare=False)
+    constants: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     keeps_zero: bool | None = dataclasses.field(default=None, compare=False)
     note: str = dataclasses.field(default="", compare=False)
     source: str | None = dataclasses.field(default=None, compare=False)

@@ -1,5 +1,6 @@
 """Searches a traced program for units: reads it onto a tape and groups its leaves."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from volax import masks
 from volax.pairs import terms
 from volax.pairs.adapters import Traceable
+from volax.pairs.constants import marked, numbers
 from volax.pairs.grouping import Given, Grouping, state_like
 from volax.pairs.result import Groups
 from volax.pairs.tape import DATA, WEIGHT, Tape, Value
@@ -62,7 +64,12 @@ def search(given: Traceable, what: str) -> Groups:
             data += [value for _, value in tree]
     data += [v for v in tape.values if v.name == "a captured array"]
     trained = {path: v for path, v in params.items() if v.kind == WEIGHT}
-    return Grouping(tape, Given(trained, states, data)).groups()
+    found = Grouping(tape, Given(trained, states, data)).groups()
+    program = numbers(closed.jaxpr, closed.consts)
+    shapes = {path: v.shape for path, v in (*params.items(), *states)}
+    return dataclasses.replace(
+        found, groups=tuple(marked(g, program, shapes) for g in found)
+    )
 
 
 def _state_trees(

@@ -20,6 +20,7 @@ def check(
     high: float = np.inf,
     *,
     finite: bool = True,
+    scalar: bool = True,
 ) -> None:
     """Checks a hyperparameter whose value is known; schedules and tracers pass.
 
@@ -30,9 +31,10 @@ def check(
       low: smallest value allowed.
       high: largest value allowed.
       finite: whether infinity is refused.
+      scalar: whether arrays of one or more dimensions are refused.
 
     Raises:
-      ValueError: not a number, NaN, or out of range.
+      ValueError: no single number, NaN, or out of range.
     """
     if isinstance(value, (Callable, Tracer)):
         return
@@ -44,11 +46,11 @@ def check(
         known = np.asarray(np.nan)
     if isinstance(value, (str, bool)):
         known = np.asarray(np.nan)
-    if not np.all((known >= low) & (known <= high)) or (
-        finite and not np.all(np.isfinite(known))
-    ):
+    valid = (known >= low) & (known <= high) & (np.isfinite(known) | (not finite))
+    if not valid.all() or (scalar and known.ndim):
         raise ValueError(
-            f"{name}: {argument} must be {expected}, an array of such, or a schedule, "
+            f"{name}: {argument} must be {expected}, "
+            f"{'a scalar array' if scalar else 'an array of such'}, or a schedule, "
             f"got {value!r}"
         )
 

@@ -119,7 +119,7 @@ def wall_transformation(
     volumes = jax.tree.leaves(volume)
     for value in volumes:
         if not isinstance(value, RelativeToInit):
-            _hyperparams.check(name, "volume", value, finite=False)
+            _hyperparams.check(name, "volume", value, finite=False, scalar=False)
     _hyperparams.check(name, "alpha", alpha, -1.0, 1.0)
     is_relative = any(isinstance(v, RelativeToInit) for v in volumes)
     numbers = [v.scale if isinstance(v, RelativeToInit) else v for v in volumes]
