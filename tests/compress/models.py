@@ -182,6 +182,31 @@ MODELS = {
 }
 
 
+def marks(params):
+    """The number of each weight, which tells what of it is left after a cut."""
+    return {"m": jax.tree.map(lambda p: np.arange(p.size).reshape(p.shape), params)}
+
+
+def same_gradients(fn, params, small_fn, small, rtol=1e-5):
+    """Asserts it of the weights that are left; ``small`` was given the marks."""
+
+    def gradients(fn, tree):
+        def loss(p):
+            return sum(jnp.mean(jnp.sin(y)) for y in jax.tree.leaves(fn(p)))
+
+        return masks.named_leaves(jax.jit(jax.grad(loss))(tree))
+
+    whole, where = gradients(fn, params), masks.named_leaves(small.opt_state["m"])
+    # Where a norm cancels a bias, its gradient is rounding: judged beside the largest.
+    largest = max(float(jnp.abs(g).max()) for g in whole.values())
+    for path, grad in gradients(small_fn, small.params).items():
+        kept = np.asarray(whole[path], np.float32).reshape(-1)[where[path]]
+        np.testing.assert_allclose(
+            np.asarray(grad, np.float32), kept, rtol=0, atol=rtol * largest,
+            err_msg=path,
+        )  # fmt: skip
+
+
 def killed(tree, groups, seed=0, share=0.5):
     """Random units lose their outgoing, or their incoming weights and biases.
 

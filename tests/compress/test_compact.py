@@ -11,7 +11,7 @@ import pytest
 
 import volax
 from tests.compress import models
-from tests.compress.models import MODELS, killed
+from tests.compress.models import MODELS, killed, marks, same_gradients
 from volax import masks
 from volax.compress import compact
 
@@ -45,19 +45,8 @@ def test_gradients_of_what_is_left_are_the_same(name):
     fn, make, groups, shape = MODELS[name]
     params, _ = killed(make(), groups)
     x = jax.random.normal(KEY, shape)
-    # The largest number marks each weight, so that the cut can be read off.
-    marks = jax.tree.map(lambda p: jnp.arange(p.size).reshape(p.shape), params)
-    small = compact(params, groups, opt_state={"m": marks})
-
-    @jax.jit
-    def loss(p):
-        return sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(fn(p, x)))
-
-    full, cut = jax.grad(loss)(params), jax.grad(loss)(small.params)
-    for path, grad in masks.named_leaves(cut).items():
-        where = masks.named_leaves(small.opt_state["m"])[path]
-        whole = masks.named_leaves(full)[path].reshape(-1)[where]
-        np.testing.assert_allclose(grad, whole, atol=1e-5, err_msg=path)
+    small = compact(params, groups, opt_state=marks(params))
+    same_gradients(lambda p: fn(p, x), params, lambda p: fn(p, x), small)
 
 
 @pytest.mark.parametrize(

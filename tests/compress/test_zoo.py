@@ -1,6 +1,7 @@
 """The zoo of the tracer: traced groups, random units killed, the same function."""
 
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,19 +9,11 @@ import pytest
 from flax import nnx
 
 from tests.compress.linen import resized
-from tests.compress.models import killed
+from tests.compress.models import killed, marks, same_gradients
 from tests.pairs import zoo_others as others
-from tests.pairs.test_zoo import KEY, LINEN, NNX, RAW, drawn
+from tests.pairs.test_zoo import IMAGE, KEY, LINEN, NNX, RAW, drawn
 from volax import find_groups
 from volax.compress import compact
-
-# These add no layout that the others lack.
-SLOW = {
-    "vgg19", "vgg19_norm", "resnet50", "resnet50_plain", "resnet18_train",
-    "resnet18_plain", "resnet18", "vit", "gpt_gelu", "autoencoder",
-    "mixed_precision", "unet", "mixer", "mlp", "mobilenet", "gated",
-    "squeeze_excite", "lenet",
-}  # fmt: skip
 
 
 def left(small):
@@ -32,15 +25,45 @@ def agree(small, expected):
     assert all(left(small)[name] <= count for name, count in expected.items())
 
 
-@pytest.mark.parametrize("name", [n for n in LINEN if n not in SLOW])
+def trained(model, variables, x):
+    """The groups of a model whose batch norms are in training mode."""
+
+    def fn(params, stats, x):
+        return model.apply({"params": params, **stats}, x, mutable=["batch_stats"])
+
+    stats = {"batch_stats": variables["batch_stats"]}
+    return find_groups(fn, variables["params"], stats, x, state_outputs=1)
+
+
+@pytest.mark.parametrize("name", LINEN)
 def test_linen(name):
     model, x, _, _ = LINEN[name]
-    variables = jax.jit(model.init)(KEY, x)
-    groups = find_groups(model, variables, x)
+    if name == "resnet18_train":
+        variables = jax.jit(model.clone(train=False).init)(KEY, x)
+        groups = trained(model, variables, x)
+        more = {"mutable": ["batch_stats"]}
+    else:
+        variables = jax.jit(model.init)(KEY, x)
+        groups, more = find_groups(model, variables, x), {}
     variables, expected = killed(variables, groups)
-    fn = jax.jit(model.apply)
-    small = compact(variables, groups, check=(fn, jax.jit(resized(model)), (x,)))
+    rebuilt = resized(model, **more)
+
+    def fn(variables, x):
+        out = model.apply(variables, x, **more)
+        return out[0] if more else out
+
+    def small_fn(variables, x):
+        out = rebuilt(variables, x)
+        return out[0] if more else out
+
+    check = (jax.jit(fn), jax.jit(small_fn), (x,))
+    small = compact(variables, groups, check=check, opt_state=marks(variables))
     agree(small, expected)
+    narrow = any(v.dtype == jnp.bfloat16 for v in jax.tree.leaves(fn(variables, x)))
+    same_gradients(
+        lambda p: fn(p, x), variables, lambda p: small_fn(p, x), small,
+        rtol=0.02 if narrow else 1e-5,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["conv_eval", "prelu", "stacked"])
@@ -73,6 +96,32 @@ def test_nnx_attention_keeps_heads_of_equal_size(check):
     said = {k.group for k in small.kept if "MultiHeadAttention" in k.reason}
     assert said == heads
     assert "needs heads of equal size" in str(small)
+
+
+def test_an_equinox_module_runs_as_it_is():
+    model, x = others.EqxConv(KEY), drawn(3, 16, 16)
+    groups = find_groups(model, x)
+    model, expected = killed(model, groups)
+    small = compact(model, groups, check=(lambda m, x: m(x), None, (x,)))
+    agree(small, expected)
+    assert small.params.l1.weight.shape == (5, 2 * 49)
+
+
+def test_haiku_sizes_follow_from_the_arrays():
+    model = hk.without_apply_rng(hk.transform(others.haiku_mlp))
+    params = model.init(KEY, IMAGE)
+    groups = find_groups(model.apply, params, IMAGE)
+    params, expected = killed(params, groups)
+    sizes = compact(params, groups).sizes
+
+    def cut(x):
+        widths = [sizes[f"mlp/~/linear_{k}/w"][1] for k in range(3)]
+        x = hk.Conv2D(sizes["conv/w"][-1], 3, name="conv")(x)
+        return hk.nets.MLP(widths, name="mlp")(hk.Flatten()(jax.nn.relu(x)))
+
+    small_fn = hk.without_apply_rng(hk.transform(cut)).apply
+    small = compact(params, groups, check=(model.apply, small_fn, (IMAGE,)))
+    agree(small, expected)
 
 
 @pytest.mark.parametrize("name", [n for n in RAW if n not in ("fused", "masked")])

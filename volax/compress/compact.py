@@ -213,7 +213,9 @@ class _Source:
     def of(cls, params: Any, state: Any) -> "_Source":
         is_module = modules.is_module(params)
         tree, merge = modules.split(params) if is_module else (params, lambda new: new)
-        leaves = masks.named_leaves(tree)
+        # An Equinox module holds its activation functions among the arrays.
+        named = masks.named_leaves(tree)
+        leaves = {path: leaf for path, leaf in named.items() if not callable(leaf)}
         # A model may name its statistics, or its masks, like its parameters.
         others = {_STATE + k: v for k, v in masks.named_leaves(state).items()}
         for path in leaves.keys() & others.keys():
