@@ -70,6 +70,34 @@ def test_the_moment_is_scaled_where_the_wall_was_hit_and_only_there(alpha):
     np.testing.assert_array_equal(optax.tree.get(state, "trace")["w"], expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_the_wall_is_hit_where_the_tentative_weight_lies_outside(dtype, jitted):
+    wall, rng = 0.1, np.random.default_rng(0)
+    p = jnp.asarray(rng.uniform(-2 * wall, 2 * wall, 4000), dtype)
+    g = jnp.asarray(rng.normal(size=4000) * wall, dtype)
+    tx = volax.volumized(optax.sgd(1.0, 0.9), wall)
+    update = jax.jit(tx.update) if jitted else tx.update
+    _, state = update({"w": g}, tx.init({"w": p}), {"w": p})
+    tentative = np.asarray(p, float) - np.asarray(g, float)
+    # Close to the wall, a hit is a question of rounding.
+    clear = np.abs(np.abs(tentative) - wall) > 2 * float(jnp.finfo(dtype).eps) * wall
+    trace = np.asarray(optax.tree.get(state, "trace")["w"])
+    expected = np.where(np.abs(tentative) > wall, 0, np.asarray(g))
+    np.testing.assert_array_equal(trace[clear], expected[clear])
+    assert clear.mean() > 0.9
+
+
+def test_a_narrow_weight_at_the_wall_gathers_momentum_to_leave_it():
+    params = {"w": jnp.array([0.25], jnp.bfloat16)}  # the ulp below is 2**-10
+    tx = volax.volumized(optax.sgd(1e-4, 0.9), 0.25)
+    state = tx.init(params)
+    for _ in range(8):
+        updates, state = tx.update({"w": jnp.ones(1, jnp.bfloat16)}, state, params)
+        params = optax.apply_updates(params, updates)
+    assert float(params["w"][0]) < 0.25
+
+
 def test_masked_leaves_keep_their_moment():
     params = {"in": jnp.array([0.9]), "out": jnp.array([0.9])}
     mask = volax.path_matches("in")

@@ -4,6 +4,7 @@ t = w inside, sign(w) * (V + alpha * (|w| - V)) outside (arXiv 2003.11243).
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -109,13 +110,26 @@ def volumize(
       <https://arxiv.org/abs/2003.11243>`_, 2020. Theirs is one step of the optimizer
       followed by this map; ``volume`` per leaf and schedules are ours.
     """
-    return wall_transformation("volumize", volume, alpha, mask)
+    wall = make_wall("volumize", volume, alpha, mask)
+
+    def update(updates, state, params=None, **extra_args):
+        del extra_args
+        weights, targets, state = wall.targets(updates, state, params)
+        return _post_step.deltas(updates, weights, targets), state
+
+    return optax.GradientTransformationExtraArgs(wall.init, update)
 
 
-def wall_transformation(
-    name: str, volume: Any, alpha: Any, mask: Any
-) -> optax.GradientTransformationExtraArgs:
-    """:func:`volumize` under the name that its errors carry."""
+class Wall(NamedTuple):
+    """The state of a wall, and where it sends the weights at a step."""
+
+    init: optax.TransformInitFn
+    # (updates, state, params) -> (weights, targets, new state)
+    targets: Callable[[Any, Any, Any], tuple[Any, Any, Any]]
+
+
+def make_wall(name: str, volume: Any, alpha: Any, mask: Any) -> Wall:
+    """Checks the arguments of :func:`volumize`; ``name`` stands in the errors."""
     volumes = jax.tree.leaves(volume)
     for value in volumes:
         if not isinstance(value, RelativeToInit):
@@ -131,8 +145,7 @@ def wall_transformation(
         initial = jax.tree.map(_largest, params) if is_relative else None
         return VolumizeState(jnp.zeros([], jnp.int32), initial)
 
-    def update(updates, state, params=None, **extra_args):
-        del extra_args
+    def make_targets(updates, state, params):
         weights = _post_step.tentative_weights(name, updates, params, mask)
         count = state.count if is_stateful else None
         initial = masks.named_leaves(state.initial) if is_relative else {}
@@ -149,9 +162,9 @@ def wall_transformation(
             targets[path] = _target(name, path, leaf, value, restitution)
         if is_stateful:
             state = state._replace(count=_hyperparams.next_count(state.count))
-        return _post_step.deltas(updates, weights, targets), state
+        return weights, targets, state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return Wall(init, make_targets)
 
 
 def _largest(leaf: Any) -> Any:

@@ -12,7 +12,7 @@ import optax
 from volax import masks
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
-from volax.transforms.volumize import wall_transformation
+from volax.transforms.volumize import make_wall
 
 
 class VolumizedState(NamedTuple):
@@ -69,30 +69,53 @@ def volumized(
       momentum, which has no effect.
     """
     inner = optax.with_extra_args_support(inner)
-    walls = wall_transformation("volumized", volume, alpha, mask)
+    wall = make_wall("volumized", volume, alpha, mask)
     momentum = (momentum,) if isinstance(momentum, str) else tuple(momentum)
 
     def init(params: optax.Params) -> VolumizedState:
-        return VolumizedState(inner.init(params), walls.init(params))
+        return VolumizedState(inner.init(params), wall.init(params))
 
     def update(updates, state, params=None, **extra_args):
         _post_step.require_params("volumized", params)
         steps, inner_state = inner.update(
             updates, state.inner_state, params, **extra_args
         )
-        bounded, wall_state = walls.update(steps, state.wall_state, params)
-        # The contract leaves an update as it is, bit for bit, unless the wall was hit.
-        hit = jax.tree.map(jnp.not_equal, steps, bounded)
+        weights, targets, wall_state = wall.targets(steps, state.wall_state, params)
+        bounded = _post_step.deltas(steps, weights, targets)
         restitution = _hyperparams.at(alpha, getattr(state.wall_state, "count", None))
-        inner_state = _scale_momentum(inner_state, hit, restitution, momentum)
+        before, after = masks.named_leaves(steps), masks.named_leaves(bounded)
+        hits = {
+            path: _hit(before[path], after[path], weights[path].before, t, restitution)
+            for path, t in targets.items()
+        }
+        inner_state = _scale_momentum(inner_state, hits, restitution, momentum)
         return bounded, VolumizedState(inner_state, wall_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _scale_momentum(state: Any, hit: Any, alpha: Any, names: tuple[str, ...]) -> Any:
-    """Scales first moments by ``alpha`` where ``hit``; finds them by their key path."""
-    hits, found = masks.named_leaves(hit), set()
+def _hit(u: Any, d: Any, p: jax.Array, target: Any, alpha: Any) -> jax.Array:
+    """Where the wall changed the step u of weights p to d; a bool of their shape."""
+    stops = isinstance(alpha, int | float) and alpha == 0
+    if not stops or p.dtype.itemsize < 4:
+        # The contract leaves an update as it is, bit for bit, where nothing was hit.
+        return jnp.asarray(u) != d
+    # Behind a wall that stops, the weight stands at the wall. Asking the new weight
+    # spares XLA's CPU compiler two arrays in memory, u and a copy of p: 1.4 instead of
+    # 2.7 times plain Adam. A 16-bit weight may stand there because its step inward is
+    # below half an ulp, so it is not judged like this.
+    landed = (p + d).astype(p.dtype)
+    return jnp.abs(landed) >= target.limit * (1 - _WALL_ULPS * jnp.finfo(p.dtype).eps)
+
+
+_WALL_ULPS = 16  # fl(p + d) is a few ulps of the larger of p and the wall away from it
+
+
+def _scale_momentum(
+    state: Any, hits: dict[str, jax.Array], alpha: Any, names: tuple[str, ...]
+) -> Any:
+    """Scales first moments by ``alpha`` where hit; finds them by their key path."""
+    found = set()
 
     def scaled(path: tuple[Any, ...], leaf: Any) -> Any:
         for place, key in enumerate(path):
