@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from volax.prox.power import odds
+from volax.prox.power import retention
 
 
 def lp_shrink(
@@ -46,8 +46,7 @@ def lp_shrink(
     if isinstance(p, (int, float)) and p == 2:
         return w / (1 + k)
     size = jnp.abs(reference)
-    ratio = odds(size, p, k)
-    factor = ratio / (ratio + 1)
+    factor = retention(size, p, k)
     p = jnp.asarray(p, w.dtype)
     at_zero = jnp.where(p == 2, 1 / (1 + k), 1)
     if zeros == "sticky":

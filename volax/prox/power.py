@@ -1,104 +1,112 @@
-"""The odds of a weight against its decay, size^e / k, at the speed of memory.
+"""The factor of decoupled decay, 1 / (1 + k size^(p - 2)), at the speed of memory.
 
-Decoupled decay multiplies a weight by q / (q + 1) with q = size^e / k. ``jnp.power``
-alone costs more than twice a whole Adam step on CPU, where it is computed one number at
-a time. Exponents that are halves of integers need only products and roots. For the
-others float32 is split into exponent and mantissa,
+``jnp.power`` alone costs more than twice a whole Adam step on CPU, where it is computed
+one number at a time. Exponents that are halves of integers need only products and
+roots. For the others float32 is split into exponent and mantissa,
 
     size = 2^n m,  sqrt(1/2) <= m < sqrt(2),     size^e = 2^(e n + e log2 m),
 
 with short polynomials for log2 and exp2. The integer part of ``e n`` never meets the
-fraction in one rounding, and k enters by its own exponent and mantissa, so that the
-relative error is a few ulp wherever q is a normal number, also where size^e is not.
+fraction in one rounding, and k is multiplied in before the power of two, so that the
+relative error is a few ulp also where size^e alone would overflow.
+
+It is arithmetic, not memory, that bounds it on CPU, so every operation counts: rounding
+adds 1.5 * 2^23, whose low bits then are the integer (a cast from float would bring
+XLA's handling of NaN along), and Horner's rule leaves registers to the compiler.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Minimax fits in relative error (reweighted least squares on Chebyshev nodes), to 2e-7
-# of log2(1 + r) / r for 1 + r in [sqrt(1/2), sqrt(2)], to 1e-7 of 2^f for |f| <= 0.51.
+# Minimax fits (reweighted least squares on Chebyshev nodes): log2(1 + r) to 3e-7 for
+# 1 + r in [sqrt(1/2), sqrt(2)], 2^f to 1e-7 of its value for |f| <= 0.51.
 _LOG2 = (
-    1.442694902420044,
-    -0.7213528156280518,
-    0.48092323541641235,
-    -0.3602396249771118,
-    0.2870987057685852,
-    -0.24887686967849731,
-    0.23404234647750854,
-    -0.14581164717674255,
+    1.3235296708602462e-07,
+    1.442700640670639,
+    -0.7213841852621108,
+    0.480435482145525,
+    -0.3588049384361689,
+    0.2974394946988622,
+    -0.2736489405824355,
+    0.17112173120227755,
 )
 _EXP2 = (
-    1.0,
-    0.6931469440460205,
-    0.24022208154201508,
-    0.0555076040327549,
-    0.009673659689724445,
-    0.00132619752548635,
+    1.0000000805343245,
+    0.6931469402312856,
+    0.24022076415599683,
+    0.05550738155429809,
+    0.009677846022967559,
+    0.0013274164987159118,
 )
 _SQRT_HALF = 0x3F3504F3  # the bit pattern of sqrt(1/2)
+_EXPONENT = np.int32(-(1 << 23))  # the bits of sign and exponent
+_ROUND = 1.5 * 2**23  # added to a small float32, it leaves the nearest integer
 _LARGEST = 2.0**100  # beyond it q / (q + 1) is 1 in every dtype
 
 
-def odds(
+def retention(
     size: jax.Array, p: jax.typing.ArrayLike, k: jax.typing.ArrayLike
 ) -> jax.Array:
-    """``size ** (2 - p) / k``, kept finite, for ``size > 0`` and ``k >= 0``.
+    """What decay of strength k leaves of a weight, ``1 / (1 + k * size ** (p - 2))``.
 
     Args:
-      size: magnitudes, any shape, float32 or float64; the result at 0, and at subnormal
-        or non-finite sizes, is without meaning.
+      size: magnitudes > 0, any shape, float32 or float64; the result at 0, and at
+        subnormal or non-finite sizes, is without meaning.
       p: a Python number, which selects products and roots where they do, or a scalar
         array; non-negative.
-      k: non-negative scalar; at 0 the odds are very large.
+      k: non-negative scalar; at 0 the factor is 1.
 
     Returns:
-      The odds, shape and dtype of ``size``, at most 2^127; in float32 a small value
-      stops at about 2^-125.
+      The factor in [0, 1], shape and dtype of ``size``; in float32 a small one stops
+      at about 2^-125.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> odds(jnp.array([1.0, 4.0]), 0.5, 0.5).tolist()
-      [2.0, 16.0]
+      >>> retention(jnp.array([1.0, 4.0]), 0.5, 0.5).round(4).tolist()
+      [0.666..., 0.941...]
     """
     k = jnp.asarray(k, size.dtype)
     if isinstance(p, (int, float)) and 2 * p in range(5):
         whole, half = divmod(4 - 2 * p, 2)
-        value = 1 / k
+        odds = 1 / k
         for factor in [jnp.sqrt(size)] * int(half) + [size] * int(whole):
-            value = value * factor
-        return jnp.minimum(value, _LARGEST)
-    if size.dtype != jnp.float32:
-        power = jnp.power(size, 2 - jnp.asarray(p, size.dtype))
-        return jnp.minimum(power * (1 / k), _LARGEST)
-    return _float32_odds(size, p, k)
+            odds = odds * factor
+    elif size.dtype == jnp.float32:
+        return 1 / (1 + _float32_pull(size, p, k))
+    else:
+        odds = jnp.power(size, 2 - jnp.asarray(p, size.dtype)) * (1 / k)
+    odds = jnp.minimum(odds, _LARGEST)
+    return odds / (odds + 1)
 
 
-def _float32_odds(size: jax.Array, p: jax.typing.ArrayLike, k: jax.Array) -> jax.Array:
+def _float32_pull(size: jax.Array, p: jax.typing.ArrayLike, k: jax.Array) -> jax.Array:
+    """``k * size ** (p - 2)``, kept a normal number."""
     e = 2 - jnp.asarray(p, jnp.float32)
     # A 12-bit head of e times an 8-bit exponent is exact.
     head = _number(_bits(e) & ~0xFFF)
     tail = (2 - head) - jnp.asarray(p, jnp.float32)
     if isinstance(p, (int, float)):
         tail = tail + jnp.float32(np.float64(np.float32(p)) - p)
-    k_n, k_m = _split(k)
-    # Without strength the odds are beyond all bounds.
-    k_n = jnp.where(k < jnp.finfo(jnp.float32).tiny, -1000, k_n).astype(jnp.float32)
-    size_n, size_m = _split(size)
-    size_n = size_n.astype(jnp.float32)
-    r = size_m - 1
-    fraction = tail * size_n + r * _horner([e * c for c in _LOG2], r)
-    exact = head * size_n
-    n = jnp.round(exact + fraction)
-    scaled = _horner([c / k_m for c in _EXP2], (exact - n) + fraction)
-    n = jnp.clip(n - k_n, -124, 125).astype(jnp.int32)
-    return _number(_bits(scaled) + (n << 23))
+    none = k < jnp.finfo(jnp.float32).tiny
+    k_n = jnp.where(none, 0, (_bits(k) - _SQRT_HALF) >> 23)
+    scale = jnp.where(none, 1, k)
+    # Without strength the pull is the least normal number.
+    lowest, highest = (
+        jnp.where(none, -126, -124 - k_n),
+        jnp.where(none, -126, 124 - k_n),
+    )
 
-
-def _split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Exponent (int32) and mantissa (in [sqrt(1/2), sqrt(2))) of positive float32."""
-    n = (_bits(x) - _SQRT_HALF) >> 23
-    return n, _number(_bits(x) - (n << 23))
+    above = (_bits(size) - _SQRT_HALF) & _EXPONENT  # n * 2^23
+    r = _number(_bits(size) - above) - 1
+    n = above.astype(jnp.float32)
+    unit = jnp.float32(2**-23)
+    fraction = (-tail * unit) * n + _horner([-e * c for c in _LOG2], r)
+    exact = (-head * unit) * n
+    whole = _bits((exact + fraction) + _ROUND) - np.float32(_ROUND).view(np.int32)
+    rest = (exact - whole.astype(jnp.float32)) + fraction
+    scaled = _horner([scale * c for c in _EXP2], rest)
+    return _number(_bits(scaled) + (jnp.clip(whole, lowest, highest) << 23))
 
 
 def _horner(coefficients: list[jax.Array], x: jax.Array) -> jax.Array:
