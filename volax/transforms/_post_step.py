@@ -122,11 +122,13 @@ def _delta(u: jax.Array, weights: Weights, target: Target) -> jax.Array:
     # 16-bit values may live on in float32 inside a fusion: round before comparing.
     d = _rounded(d, w.dtype)
     landed = _rounded(p.astype(w.dtype) + d, p.dtype)
-    bits = jax.lax.bitcast_convert_type(d, _INTEGERS[d.dtype.itemsize])
-    # As signed integers the patterns of positive numbers grow with the number, those
-    # of negative numbers with its magnitude.
-    toward = jnp.where((d > 0) == (landed > 0), -1, 1).astype(bits.dtype)
-    nudged = jax.lax.bitcast_convert_type(bits + toward, d.dtype)
+    integer = _INTEGERS[d.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(d, integer)
+    # The magnitude grows with the pattern, whatever the sign: one less where d points
+    # outward, one more where it points inward.
+    signs = bits ^ jax.lax.bitcast_convert_type(landed.astype(d.dtype), integer)
+    outward = (signs >> (8 * d.dtype.itemsize - 1)) | 1
+    nudged = jax.lax.bitcast_convert_type(bits - outward, d.dtype)
     return jnp.where(jnp.abs(landed) > target.limit, nudged, d)
 
 
