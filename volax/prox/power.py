@@ -15,6 +15,9 @@ adds 1.5 * 2^23, whose low bits then are the integer (a cast from float would br
 XLA's handling of NaN along), and Horner's rule leaves registers to the compiler.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,12 +85,15 @@ def retention(
 
 def _float32_pull(size: jax.Array, p: jax.typing.ArrayLike, k: jax.Array) -> jax.Array:
     """``k * size ** (p - 2)``, kept a normal number."""
-    e = 2 - jnp.asarray(p, jnp.float32)
-    # A 12-bit head of e times an 8-bit exponent is exact.
-    head = _number(_bits(e) & ~0xFFF)
-    tail = (2 - head) - jnp.asarray(p, jnp.float32)
+    # The head of e, of 12 bits, times the 8-bit exponent of size is exact.
     if isinstance(p, (int, float)):
-        tail = tail + jnp.float32(np.float64(np.float32(p)) - p)
+        e = np.float32(2 - p)
+        head = (e.view(np.int32) & np.int32(~0xFFF)).view(np.float32)
+        tail = np.float32(2 - p - float(head))
+    else:
+        e = 2 - jnp.asarray(p, jnp.float32)
+        head = _number(_bits(e) & ~0xFFF)
+        tail = (2 - head) - jnp.asarray(p, jnp.float32)
     none = k < jnp.finfo(jnp.float32).tiny
     k_n = jnp.where(none, 0, (_bits(k) - _SQRT_HALF) >> 23)
     scale = jnp.where(none, 1, k)
@@ -100,16 +106,16 @@ def _float32_pull(size: jax.Array, p: jax.typing.ArrayLike, k: jax.Array) -> jax
     above = (_bits(size) - _SQRT_HALF) & _EXPONENT  # n * 2^23
     r = _number(_bits(size) - above) - 1
     n = above.astype(jnp.float32)
-    unit = jnp.float32(2**-23)
-    fraction = (-tail * unit) * n + _horner([-e * c for c in _LOG2], r)
+    unit = np.float32(2**-23)
+    fraction = (-tail * unit) * n + _horner([-e * np.float32(c) for c in _LOG2], r)
     exact = (-head * unit) * n
     whole = _bits((exact + fraction) + _ROUND) - np.float32(_ROUND).view(np.int32)
     rest = (exact - whole.astype(jnp.float32)) + fraction
-    scaled = _horner([scale * c for c in _EXP2], rest)
+    scaled = scale * _horner([np.float32(c) for c in _EXP2], rest)
     return _number(_bits(scaled) + (jnp.clip(whole, lowest, highest) << 23))
 
 
-def _horner(coefficients: list[jax.Array], x: jax.Array) -> jax.Array:
+def _horner(coefficients: Sequence[Any], x: jax.Array) -> jax.Array:
     value = coefficients[-1]
     for c in reversed(coefficients[:-1]):
         value = value * x + c

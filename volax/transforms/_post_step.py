@@ -13,6 +13,7 @@ with no ulp of slack; an entry that an elementwise rule leaves alone keeps its u
 bit for bit, and so does a leaf that no rule touches.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -103,19 +104,26 @@ def deltas(
     steps = masks.named_leaves(updates, absent=True)
     _, structure = jax.tree.flatten(updates, is_leaf=masks.is_absent)
     return structure.unflatten(
-        _delta(u, weights[path], targets[path]) if path in targets else u
+        _delta(u, *weights[path], *targets[path]) if path in targets else u
         for path, u in steps.items()
     )
 
 
-def _delta(u: jax.Array, weights: Weights, target: Target) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="keeps")  # one trace for equal shapes
+def _delta(
+    u: jax.Array,
+    p: jax.Array,
+    w: jax.Array,
+    value: jax.Array,
+    limit: jax.Array | None,
+    keeps: bool,
+) -> jax.Array:
     """``t - p`` for one leaf; ``u`` where the rule left the weight alone."""
-    p, w = weights
-    t = target.value.astype(w.dtype)
+    t = value.astype(w.dtype)
     d = t - p.astype(w.dtype)
-    if target.keeps:
+    if keeps:
         d = jnp.where(t == w, jnp.asarray(u).astype(w.dtype), d)
-    if target.limit is None:
+    if limit is None:
         return d
     # fl(p + fl(t - p)) may round to one ulp beyond the limit. Integers on the bit
     # pattern cost next to nothing beside an Adam step, jnp.nextafter a quarter of one.
@@ -129,7 +137,7 @@ def _delta(u: jax.Array, weights: Weights, target: Target) -> jax.Array:
     signs = bits ^ jax.lax.bitcast_convert_type(landed.astype(d.dtype), integer)
     outward = (signs >> (8 * d.dtype.itemsize - 1)) | 1
     nudged = jax.lax.bitcast_convert_type(bits - outward, d.dtype)
-    return jnp.where(jnp.abs(landed) > target.limit, nudged, d)
+    return jnp.where(jnp.abs(landed) > limit, nudged, d)
 
 
 def wide(x: jax.Array) -> jax.Array:

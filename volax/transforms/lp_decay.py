@@ -115,14 +115,15 @@ def lp_decay(
         weights = _post_step.tentative_weights("lp_decay", updates, params, mask)
         count = state.count if is_scheduled else None
         now = {k: _hyperparams.at(value, count) for k, value in numbers.items()}
+        shrink = _STATIC if isinstance(now["p"], int | float) else _TRACED
         targets = {}
         for path, leaf in weights.items():
             w = _post_step.wide(leaf.after)
-            t = prox.lp_shrink(
+            t = shrink(
                 w,
                 leaf.before.astype(w.dtype) if reference == "before" else w,
                 _hyperparams.product(now["learning_rate"], now["strength"], w.dtype),
-                now["p"],
+                p=now["p"],
                 zeros=zeros,
             )
             targets[path] = _post_step.Target(prox.hard_threshold(t, now["snap_below"]))
@@ -131,6 +132,11 @@ def lp_decay(
         return _post_step.deltas(updates, weights, targets), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+# Leaves of the same shape share one trace; XLA inlines it before it fuses.
+_STATIC = jax.jit(prox.lp_shrink, static_argnames=("p", "zeros"))
+_TRACED = jax.jit(prox.lp_shrink, static_argnames=("zeros",))
 
 
 def _at_start(value: Any) -> float | None:
