@@ -4,7 +4,9 @@ import dataclasses
 import gc
 import time
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -18,12 +20,27 @@ class Ratio:
     low: float  # lower quartile of that ratio
     high: float  # upper quartile of that ratio
 
+    def __str__(self) -> str:
+        return (
+            f"{self.median:5.2f} [{self.low:.2f}-{self.high:.2f}] "
+            f"{self.seconds * 1e3:9.2f} ms"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line of the output: what was measured, and its figures for JSON."""
+
+    row: str
+    text: str
+    figures: dict[str, Any]
+
 
 def alternate(
     arm: Callable[[], object], baseline: Callable[[], object], rounds: int = 31
 ) -> Ratio:
     """Runs both arms in turn, first one first and then the other, and compares."""
-    for _ in range(3):
+    for _ in range(min(3, rounds)):
         baseline(), arm()
     times = np.empty((rounds, 2))
     gc.disable()
@@ -37,3 +54,8 @@ def alternate(
     low, median, high = np.quantile(times[:, 1] / times[:, 0], (0.25, 0.5, 0.75))
     base, own = np.median(times, axis=0)
     return Ratio(own, base, median, low, high)
+
+
+def waiting(run: Callable[..., Any], *args: Any) -> Callable[[], None]:
+    """A call that ends when its result is there."""
+    return lambda: jax.block_until_ready(run(*args))

@@ -1,21 +1,23 @@
 """What it costs to find pairs: seconds for deep models, and how depth adds to it.
 
-Run with ``python -m benchmarks.trace`` from the repository's root. Models are given by
-shape only. "trace" is the time that JAX needs for the jaxpr; "total" is that of
-``find_groups``, the trace included. The best of three, each with cold caches.
+Models are given by shape only. "trace" is the time that JAX needs for the jaxpr; the
+other that of ``find_groups``, the trace included. The best of three, with cold caches.
 """
 
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from benchmarks.timing import Line
 from tests.pairs.zoo_linen import ResNet, Transformer
 from volax import find_groups
 
 
-def models():
+def models() -> Iterator[tuple[str, Any, Any]]:
     """Models in growing depth, as (name, module, input)."""
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     tokens = jax.ShapeDtypeStruct((1, 128), jnp.int32)
@@ -27,26 +29,22 @@ def models():
         yield f"transformer, {layers} layers", model, tokens
 
 
-def main():
-    """Prints one line a model."""
-    print(f"JAX {jax.__version__}")
+def tracing(rounds: int, only: str) -> Iterator[Line]:
+    del rounds
     for name, model, x in models():
-        shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-        best = [float("inf")] * 2
-        for _ in range(3):
-            jax.clear_caches()
-            start = time.perf_counter()
-            jax.make_jaxpr(model.apply)(shapes, x)
-            best[0] = min(best[0], time.perf_counter() - start)
-            jax.clear_caches()
-            start = time.perf_counter()
-            found = find_groups(model, shapes, x)
-            best[1] = min(best[1], time.perf_counter() - start)
-        print(
-            f"{name:24} trace {best[0]:.2f} s  total {best[1]:.2f} s  "
-            f"{len(found.pairs)} pairs"
-        )
+        if only in name:
+            shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+            plain = _best(lambda m=model, s=shapes, x=x: jax.make_jaxpr(m.apply)(s, x))
+            total = _best(lambda m=model, s=shapes, x=x: find_groups(m, s, x))
+            text = f"{'trace':8} {name:24} trace {plain:.2f} s, groups {total:.2f} s"
+            yield Line(f"trace {name}", text, {"trace": plain, "seconds": total})
 
 
-if __name__ == "__main__":
-    main()
+def _best(run: Callable[[], object]) -> float:
+    best = float("inf")
+    for _ in range(3):
+        jax.clear_caches()
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,11 +1,12 @@
 """What a regularizer adds to the update of plain Adam.
 
 *bare*: update and apply on given gradients, 20 M weights in 8 leaves. *step*: the
-gradient made inside the same jitted step by six layers of 2048, batch 128.
+gradient made inside the same jitted step by six layers of 2048, batch 128. *vgg bare*
+and *vgg step*: the same on a VGG19, batch 16. *many*: a thousand leaves of a thousand
+weights, the time of a step and of tracing and compiling it.
 """
 
-import functools
-import itertools
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 import volax
-from benchmarks.timing import Ratio, alternate
+from benchmarks import trees
+from benchmarks.timing import Line, alternate
 
 RATE = 1e-3
 
@@ -29,117 +31,162 @@ class Row(NamedTuple):
     step: float | None
 
 
-def _decay(p, **options):
-    return lambda pairs: optax.chain(
-        optax.adam(RATE), volax.lp_decay(RATE, 0.1, p, **options)
-    )
+def _behind(*make: Any) -> Any:
+    return lambda pairs: optax.chain(optax.adam(RATE), *(m(pairs) for m in make))
 
 
-def _prox(**options):
-    return lambda pairs: optax.chain(
-        optax.adam(RATE), volax.path_prox(RATE, 1e-3, pairs, **options)
-    )
+def _decay(p: Any) -> Any:
+    return lambda pairs: volax.lp_decay(RATE, 0.1, p)
 
 
-def _injected(pairs):
-    return optax.chain(
-        optax.adam(RATE),
-        optax.inject_hyperparams(volax.lp_decay)(RATE, 0.1, 0.8, mask="matrices"),
-    )
+def _wall(*alpha: float) -> Any:
+    return lambda pairs: volax.volumize(0.05, *alpha)
 
 
+def _prox(**options: Any) -> Any:
+    return _behind(lambda pairs: volax.path_prox(RATE, 1e-3, pairs, **options))
+
+
+def _injected(pairs: Any) -> Any:
+    return optax.inject_hyperparams(volax.lp_decay)(RATE, 0.1, 0.8, mask="matrices")
+
+
+_SCHEDULE = optax.linear_schedule(2.0, 0.5, 10**6)
+ADAM = Row("adam (against itself)", lambda pairs: optax.adam(RATE), 28, None, None)
 ROWS = (
-    Row("adam (against itself)", lambda pairs: optax.adam(RATE), 28, None, None),
-    Row("volumize", lambda pairs: optax.chain(
-        optax.adam(RATE), volax.volumize(0.05)), 28, 1.06, 1.03),
-    Row("volumize alpha=-0.5", lambda pairs: optax.chain(
-        optax.adam(RATE), volax.volumize(0.05, -0.5)), 28, 1.06, 1.03),
+    ADAM,
+    Row("volumize", _behind(_wall()), 28, 1.06, 1.03),
+    Row("volumize alpha=-0.5", _behind(_wall(-0.5)), 28, 1.06, 1.03),
     Row("volumized", lambda pairs: volax.volumized_adam(RATE, 0.05), 36, 1.40, 1.10),
-    *(Row(f"lp_decay p={p}", _decay(p), 28, 1.10, 1.04) for p in (0.5, 1, 1.5, 2)),
-    Row("lp_decay p=2/3", _decay(2 / 3), 28, 1.35, 1.10),
-    Row("lp_decay p=4/3", _decay(4 / 3), 28, 1.35, 1.10),
-    Row("lp_decay p=0.8", _decay(0.8), 28, 1.35, 1.10),
-    Row("lp_decay p scheduled", _decay(optax.linear_schedule(2.0, 0.5, 10**6)),
-        28, 1.55, 1.15),
-    Row("lp_decay p injected", _injected, 28, 1.55, 1.15),
+    Row("volumized alpha=-0.5",
+        lambda pairs: volax.volumized_adam(RATE, 0.05, -0.5), 36, None, None),
+    *(Row(f"lp_decay p={p}", _behind(_decay(p)), 28, 1.10, 1.04)
+      for p in (0.5, 1, 1.5, 2)),
+    Row("lp_decay p=2/3", _behind(_decay(2 / 3)), 28, 1.35, 1.10),
+    Row("lp_decay p=4/3", _behind(_decay(4 / 3)), 28, 1.35, 1.10),
+    Row("lp_decay p=0.8", _behind(_decay(0.8)), 28, 1.35, 1.10),
+    Row("lp_decay p scheduled", _behind(_decay(_SCHEDULE)), 28, 1.55, 1.15),
+    Row("lp_decay p injected", _behind(_injected), 28, 1.55, 1.15),
+    Row("lp_decay p=1, volumize", _behind(_decay(1), _wall()), 28, None, None),
     Row("path_prox", _prox(), 40, 1.90, 1.25),
     Row("path_prox balance", _prox(balance=True), 40, 1.90, 1.25),
     Row("path_prox rescale", _prox(normalize="rescale"), 40, 1.90, 1.25),
 )  # fmt: skip
+VGG = (
+    ADAM,
+    Row("path_prox", _prox(), 40, 1.90, 1.10),
+    Row("path_prox balance", _prox(balance=True), 40, 1.90, 1.10),
+)
+SEPARABLE = ("volumize", "lp_decay p=1", "lp_decay p=0.8")
 
 
-def bare_tree(size: int = 20_000_000) -> tuple[Any, Any]:
-    """Eight square leaves (of which six form three pairs) and the pairs."""
-    side = round((size / 8) ** 0.5)
-    keys = jax.random.split(jax.random.key(0), 8)
-    params = {
-        f"k{i}": jax.random.normal(k, (side, side)) / 30 for i, k in enumerate(keys)
-    }
-    pairs = [volax.pair(f"k{i}", f"k{i + 1}") for i in (0, 2, 4)]
-    return params, pairs
+def chosen(only: str, rows: Any = ROWS) -> list[Row]:
+    """The rows whose name contains a text."""
+    return [row for row in rows if only in row.name]
 
 
-def step_tree(width: int = 2048) -> tuple[Any, Any]:
-    """Six layers, of which each two form a pair, and the pairs."""
-    sizes = [784, *[width] * 5, 10]
-    params = {}
-    for i, (a, b) in enumerate(itertools.pairwise(sizes)):
-        params[f"k{i}"] = jax.random.normal(jax.random.key(i), (a, b)) / a**0.5
-        params[f"b{i}"] = jnp.zeros(b)
-    pairs = [
-        volax.pair(f"k{i}", f"k{i + 1}", bias=f"b{i}", output_bias=f"b{i + 1}")
-        for i in (0, 2, 4)
-    ]
-    return params, pairs
+def bare(rounds: int, only: str, size: int = 20_000_000) -> Iterator[Line]:
+    params, pairs = trees.bare(size)
+    return _measured("bare", chosen(only), params, pairs, None, None, rounds)
 
 
-def loss(params: Any, x: jax.Array) -> jax.Array:
-    """A matmul-dominated model: each two layers with a ReLU between."""
-    for i in range(6):
-        x = x @ params[f"k{i}"] + params[f"b{i}"]
-        x = x if i % 2 else jax.nn.relu(x)
-    return jnp.mean(x**2)
+def step(rounds: int, only: str, width: int = 2048) -> Iterator[Line]:
+    params, pairs = trees.dense(width)
+    x = jax.random.normal(jax.random.key(9), (128, 784))
+    rows = chosen(only)
+    return _measured("step", rows, params, pairs, trees.dense_loss, x, rounds)
 
 
-def bare_arm(tx: optax.GradientTransformation, params: Any) -> Any:
-    """A call that updates and applies once, donating parameters and state."""
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    grads = jax.tree.map(lambda x: jnp.roll(x, 1) * 0.1, params)
-    return _threaded(step, tx, params, grads)
+def vgg(rounds: int, only: str, scale: int = 1) -> Iterator[Line]:
+    params, pairs = trees.vgg(scale)
+    rows = chosen(only, VGG)
+    yield from _measured("vgg bare", rows, params, pairs, None, None, rounds)
+    x = jax.random.normal(jax.random.key(9), (16, 32, 32, 3))
+    # A step takes a second, so fewer of them.
+    few, loss = max(rounds // 3, 1), trees.vgg_loss
+    yield from _measured("vgg step", rows, params, pairs, loss, x, few)
 
 
-def step_arm(tx: optax.GradientTransformation, params: Any) -> Any:
-    """A call that makes the gradient, updates and applies, donating."""
+def _measured(
+    setting: str, rows: Any, params: Any, pairs: Any, loss: Any, x: Any, rounds: int
+) -> Iterator[Line]:
+    data = trees.gradients(params) if loss is None else x
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, x):
-        grads = jax.grad(loss)(params, x)
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+    def arm(tx):
+        step = trees.update_step(tx) if loss is None else trees.train_step(tx, loss)
+        return trees.arm(step, tx, params, data)
 
-    return _threaded(step, tx, params, jax.random.normal(jax.random.key(9), (128, 784)))
-
-
-def _threaded(step: Any, tx: Any, params: Any, data: Any) -> Any:
-    carry = [(jax.tree.map(jnp.copy, params), tx.init(params))]
-
-    def run():
-        carry[0] = step(*carry[0], data)
-        jax.block_until_ready(carry[0])
-
-    return run
+    plain = arm(optax.adam(RATE))
+    for row in rows:
+        ratio = alternate(arm(row.make(pairs)), plain, rounds)
+        limit = getattr(row, "bare" if loss is None else "step")
+        aim = f"  aim {limit:.2f}" if limit else ""
+        text = f"{setting:8} {row.name:24} {ratio}  {row.bytes:3g} bytes a weight{aim}"
+        yield Line(f"{setting} {row.name}", text, vars(ratio) | {"bytes": row.bytes})
 
 
-def rows(setting: str, rounds: int, only: str) -> Iterator[tuple[Row, Ratio]]:
-    """Measures the rows whose name contains ``only``."""
-    tree, arm = {"bare": (bare_tree, bare_arm), "step": (step_tree, step_arm)}[setting]
-    params, pairs = tree()
-    for row in ROWS:
-        if only in row.name:
-            plain = arm(optax.adam(RATE), params)
-            yield row, alternate(arm(row.make(pairs), params), plain, rounds)
+def many(rounds: int, only: str, count: int = 1000) -> Iterator[Line]:
+    params, pairs = trees.many(count)
+    grads = trees.gradients(params)
+
+    def seconds(tx):
+        """Of tracing and compiling; the least of three, nothing cached."""
+        best = float("inf")
+        for _ in range(3):
+            jax.clear_caches()
+            start = time.perf_counter()
+            trees.update_step(tx).lower(params, tx.init(params), grads).compile()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    def arm(tx):
+        return trees.arm(trees.update_step(tx), tx, params, grads)
+
+    base = seconds(optax.adam(RATE))
+    plain = arm(optax.adam(RATE))
+    for row in chosen(only):
+        if row.name in SEPARABLE:
+            tx = row.make(pairs)
+            ratio, compiling = alternate(arm(tx), plain, rounds), seconds(tx)
+            text = (
+                f"{'many':8} {row.name:24} {ratio}  aim 1.25, compiled in "
+                f"{compiling:.1f} s, {compiling / base:.2f} of Adam's"
+            )
+            figures = vars(ratio) | {"compile_seconds": compiling, "adam": base}
+            yield Line(f"many {row.name}", text, figures)
+
+
+def memory(rounds: int, only: str, width: int = 2048) -> Iterator[Line]:
+    """Temporary memory beside plain Adam's, in largest leaves, from the compiler."""
+    del rounds
+    params, pairs = trees.dense(width)
+    x = jnp.zeros((128, 784))
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+    def temporary(tx):
+        step = trees.train_step(tx, trees.dense_loss)
+        compiled = step.lower(params, tx.init(params), x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    plain = temporary(optax.adam(RATE))
+    for row in chosen(only):
+        more = (temporary(row.make(pairs)) - plain) / largest
+        text = f"{'memory':8} {row.name:24} {more:+5.2f} largest leaves  aim +1"
+        yield Line(f"memory {row.name}", text, {"largest_leaves": more})
+
+
+def sweep(rounds: int, only: str, sizes: Any = None) -> Iterator[Line]:
+    """How the cost of the bare update grows with the number of weights."""
+    if sizes is None:
+        sizes = [10**k for k in range(5, 10 if jax.default_backend() == "gpu" else 9)]
+    names = ("volumize", "volumized", "lp_decay p=1", "lp_decay p=0.8", "path_prox")
+    for size in sizes:
+        params, pairs = trees.bare(size)
+        rows = [row for row in chosen(only) if row.name in names]
+        lines = _measured("bare", rows, params, pairs, None, None, rounds)
+        for row, line in zip(rows, lines):
+            per = line.figures["seconds"] / size * 1e9
+            ratio = line.figures["median"]
+            text = f"{'sweep':8} {row.name:24} 10^{len(str(size)) - 1} weights "
+            text += f"{ratio:5.2f}, {per:6.2f} ns a weight"
+            yield Line(f"sweep {row.name} {size}", text, line.figures)
