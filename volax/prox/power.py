@@ -71,10 +71,10 @@ def retention(
     """
     k = jnp.asarray(k, size.dtype)
     if isinstance(p, (int, float)) and 2 * p in range(5):
-        whole, half = divmod(4 - 2 * p, 2)
-        odds = 1 / k
-        for factor in [jnp.sqrt(size)] * int(half) + [size] * int(whole):
-            odds = odds * factor
+        if p >= 1:  # no power that could overflow
+            power = {1: size, 1.5: jnp.sqrt(size), 2: jnp.ones_like(size)}[p]
+            return power / (power + k)
+        odds = (1 / k) * size * (size if p == 0 else jnp.sqrt(size))
     elif size.dtype == jnp.float32:
         return 1 / (1 + _float32_pull(size, p, k))
     else:

@@ -115,20 +115,23 @@ def path_prox(
         del extra_args
         _post_step.require_params("path_prox", params)
         groups = _present(written, params)
-        paths = {m.path for g in groups for m in (*g.members, *(g.output_biases or ()))}
+        paths = {m.path for g in groups for m in g.members}
+        if balance:
+            paths |= {m.path for g in groups for m in g.output_biases or ()}
         weights = _post_step.tentative_weights(
             "path_prox", updates, params, masks.Only(frozenset(paths))
         )
         now = {path: _post_step.wide(leaf.after) for path, leaf in weights.items()}
         count = state.count if is_scheduled else None
         rates = [_hyperparams.at(value, count) for value in numbers.values()]
-        if balance:
-            now = balanced(now, groups)
-        for group in groups:
+        balances = _balances(now, groups) if balance else [_UNBALANCED] * len(groups)
+        for group, scales in zip(groups, balances):
             dtype = now[group.producers[0].path].dtype
             step = _hyperparams.product(rates[0], rates[1], dtype)
             before = {m.path: weights[m.path].before for m in group.consumers}
-            now = _proximal(now, group, step, normalize, before if freeze_dead else {})
+            now = _proximal(
+                now, group, step, normalize, before if freeze_dead else {}, scales
+            )
         targets = {path: _post_step.Target(t, keeps=False) for path, t in now.items()}
         if is_scheduled:
             state = PathProxState(_hyperparams.next_count(state.count))
@@ -158,35 +161,51 @@ def _present(written: tuple[Group, ...], params: Any) -> tuple[Group, ...]:
     return tuple(groups)
 
 
+class _Scales(NamedTuple):
+    """What balancing multiplies a pair by; the biases behind it by the product."""
+
+    biases: Any
+    consumers: Any
+
+
+_UNBALANCED = _Scales(1, 1)
+
+
 def _proximal(
     now: dict[str, jax.Array],
     group: Group,
     threshold: Any,
     normalize: str,
     before: dict[str, jax.Array],
+    scales: _Scales,
 ) -> dict[str, jax.Array]:
     """The weights by key path after the proximal step of one pair."""
     incoming = side_norms(group.producers, group.sizes, now)
     usable = (incoming > 0) & jnp.isfinite(incoming)
     incoming = jnp.where(usable, incoming, 1)
+    # Of the unscaled weights: the norm is at hand, and no pass over them is spent.
     outgoing = side_norms(group.consumers, group.sizes, now)
     carried = incoming if normalize == "rescale" else jnp.ones_like(incoming)
+    carried = carried * scales.consumers
     factor = carried * prox.group_shrinkage(carried * outgoing, threshold)
     if before:
         factor = jnp.where(
             side_norms(group.consumers, group.sizes, before) == 0, 0, factor
         )
-    factors = {"producer": 1 / incoming, "bias": 1 / incoming, "consumer": factor}
+    factors = {
+        "producer": 1 / incoming, "bias": scales.biases / incoming, "consumer": factor,
+    }  # fmt: skip
     after = dict(now)
+    for m in group.output_biases or ():
+        if m.path in now:
+            after[m.path] = after[m.path] * (scales.biases * scales.consumers)
     for m in (*group.producers, *group.biases, *group.consumers):
         after[m.path] = layout.scale(m, group.sizes, after[m.path], factors[m.role])
     return after
 
 
-def balanced(
-    now: dict[str, jax.Array], groups: tuple[Group, ...]
-) -> dict[str, jax.Array]:
-    """Scales outgoing weights so that all pairs have the same total path norm.
+def _balances(now: dict[str, jax.Array], groups: tuple[Group, ...]) -> list[_Scales]:
+    """The scales after which all pairs have the same total path norm.
 
     Each pair's output is then scaled by a known product of factors, and so are the
     biases along the network; the product over all pairs is one.
@@ -219,12 +238,4 @@ def balanced(
     usable = jnp.all((totals > 0) & jnp.isfinite(totals))
     logs = jnp.where(usable, jnp.mean(logs) - logs, 0)
     along = jnp.exp(jnp.cumsum(logs) - logs)
-    after = dict(now)
-    for k, group in enumerate(groups):
-        for member in group.biases:
-            after[member.path] = now[member.path] * along[k]
-        for member in group.consumers:
-            after[member.path] = now[member.path] * jnp.exp(logs[k])
-        for member in group.output_biases or ():
-            after[member.path] = now[member.path] * along[k] * jnp.exp(logs[k])
-    return after
+    return [_Scales(along[k], jnp.exp(logs[k])) for k in range(len(groups))]
