@@ -1,26 +1,45 @@
 """The benchmarks run at a small size and give finite figures; no time is judged."""
 
+import json
 import math
+import sys
 
+import jax
+import numpy as np
+import optax
 import pytest
 
-from benchmarks import inference, packed, subnormal, trees, update
+from benchmarks import __main__ as command
+from benchmarks import inference, mnist, packed, peers, subnormal, trees, update
+from benchmarks.sections import SECTIONS
 
 SMALL = {
     "bare": lambda: update.bare(1, "volum", size=8 * 12**2),
     "step": lambda: update.step(1, "p=0.8", width=16),
     "vgg": lambda: update.vgg(1, "balance", scale=32),
-    "many": lambda: update.many(1, "", count=3),
+    "many": lambda: update.many(1, "p=1", count=3),
     "memory": lambda: update.memory(1, "path_prox", width=16),
     "sweep": lambda: update.sweep(1, "volumize", sizes=(100, 1000)),
-    "subnormal": lambda: subnormal.subnormal(1, "", side=100, steps=2),
+    "subnormal": lambda: subnormal.subnormal(1, "p=0.5", side=100, steps=200),
     "packed": lambda: packed.packed(1, "", shapes=((2, 16),)),
-    "inference": lambda: inference.inference(1, "dense, 50%", size=32),
+    "compact": lambda: inference.inference(1, "dense, 50%", size=32),
+    "torch": lambda: peers.compare(1, "", size=8 * 12**2),
+    "mnist": lambda: mnist.mnist(1, "", hidden=8, data=mnist.noise(300)),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.parametrize("section", SMALL)
 def test_a_section_gives_finite_figures(section):
+    if SECTIONS[section].needs_torch:
+        pytest.importorskip("torch")
     lines = list(SMALL[section]())
     assert len({line.row for line in lines}) == len(lines) > 0
     assert all(math.isfinite(v) for line in lines for v in line.figures.values())
@@ -30,3 +49,40 @@ def test_the_pairs_of_the_trees_fit_them():
     for tree in (trees.bare(800), trees.dense(16), trees.vgg(32)):
         params, pairs = tree
         assert all(pair.fit(params).size > 1 for pair in pairs)
+
+
+@pytest.mark.parametrize("name", peers.ROWS)
+def test_pytorch_computes_the_same(name):
+    torch = pytest.importorskip("torch")
+    params, pairs = trees.bare(8 * 12**2)
+    grads = trees.gradients(params)
+    peer = peers.ROWS[name]
+    tensors = [peers.torch_tensors(torch, tree.values()) for tree in (params, grads)]
+    run, tx = peer.torch(torch, *tensors), peer.volax(pairs)
+    state = tx.init(params)
+    for _ in range(3):
+        run()
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    for own, other in zip(params.values(), tensors[0]):
+        np.testing.assert_allclose(own, other.detach().numpy(), rtol=2e-4, atol=1e-6)
+
+
+def test_the_command_lists_its_rows(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--list", "--only", "p=0.8"])
+    command.main()
+    printed = capsys.readouterr().out
+    assert "many: " in printed
+    assert "    lp_decay p=0.8\n" in printed
+    assert "packed: " not in printed
+
+
+def test_the_command_writes_its_figures(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "figures.json"
+    given = ["--sections", "packed", "--only", "1 bit, 1 x 1024 ", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *given, "--json", str(path)])
+    command.main()
+    written = json.loads(path.read_text())
+    assert written["machine"]["versions"]["jax"] == jax.__version__
+    (row,) = written["rows"]
+    assert row["row"] in capsys.readouterr().out.replace("packed   ", "packed ")
