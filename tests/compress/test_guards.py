@@ -72,10 +72,14 @@ def in_a_call(params, x):
     return jax.jit(lambda y, n: y / n)(forward(params, x), 8)
 
 
+def in_a_root_and_beside(params, x):
+    return forward(params, x) / jnp.sqrt(2.0) / 2.0  # 2 = sqrt(8 / 2)
+
+
 @pytest.mark.parametrize(
     "fn",
     [scaled_by_width, by_input_width, by_root, by_fan, by_narrow, by_captured,
-     in_a_branch, in_a_call],
+     in_a_branch, in_a_call, in_a_root_and_beside],
 )  # fmt: skip
 def test_a_number_that_may_be_a_width_keeps_a_traced_group(fn):
     params = dying()
@@ -95,7 +99,16 @@ def unused(params, x):
     return forward(params, x) * 3.0
 
 
-@pytest.mark.parametrize("fn", [forward, mean_of_eight, unused])
+def with_largest(params, x):
+    y = forward(params, x)
+    return jnp.where(y > jnp.finfo(y.dtype).min, y, jnp.finfo(y.dtype).tiny)
+
+
+def rooted(params, x):
+    return forward(params, x) / jnp.sqrt(2.0)
+
+
+@pytest.mark.parametrize("fn", [forward, mean_of_eight, unused, with_largest, rooted])
 def test_other_numbers_let_a_traced_group_go(fn):
     params = dying()
     small = volax.compact(params, volax.find_groups(fn, params, X))

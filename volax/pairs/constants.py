@@ -41,13 +41,19 @@ class Number:
     def fits(self, size: int) -> bool:
         """Whether it is a simple function of a size."""
         powers = [self.value, 1 / self.value]
-        if self.eqn.primitive not in _ROOTS:  # there, the size itself comes in
-            powers += [self.value**2, self.value**-2]
+        if not self.in_root:  # there, the size itself comes in
+            powers += [power * power for power in powers]
         return any(
             abs(power - factor * size) <= 2 * self.precision * power
             for power in powers
+            if math.isfinite(power)
             for factor in (0.5, 1, 2)
         )
+
+    @property
+    def in_root(self) -> bool:
+        """Whether its root is taken."""
+        return self.eqn.primitive in _ROOTS
 
     def __str__(self) -> str:
         line = source_line(self.eqn)
@@ -61,11 +67,12 @@ def numbers(jaxpr: core.Jaxpr, consts: Sequence[Any]) -> list[Number]:
 
     The count in a mean is no width: a sum over so many entries stands before it.
     """
-    found: dict[float, Number] = {}
+    found: dict[tuple[float, bool], Number] = {}
     for number in _walk(jaxpr, consts, (True,) * len(jaxpr.outvars)):
         size = abs(number.value)
         if math.isfinite(size) and size not in (0, 1):
-            found.setdefault(size, dataclasses.replace(number, value=size))
+            number = dataclasses.replace(number, value=size)
+            found.setdefault((size, number.in_root), number)
     return list(found.values())
 
 
