@@ -47,7 +47,8 @@ def build_optimizers(
     try:
         return plain, regularize(**config[config.regularizer])
     except (TypeError, ValueError) as error:
-        raise UserError(f"{config.regularizer}: {error}") from error
+        said = str(error).removeprefix(f"{config.regularizer}: ")
+        raise UserError(f"{config.regularizer}: {said}") from error
 
 
 def _known(key: str, name: str, choices: dict[str, Any]) -> Any:
