@@ -228,7 +228,11 @@ def test_a_run_with_other_data_is_refused(small, write_idx, tmp_path):
         ("digits_adamw", {"epochs": 0}, "epochs must be 1 or more"),
         ("digits_adamw", {"hidden": (4, 0)}, "hidden must be widths of 1 or more"),
         ("digits_volumize", {"volumize.alpha": 5.0}, "volumize: .*alpha"),
-        ("digits_path_prox", {"path_prox.normalize": "x"}, "^path_prox: normalize must"),
+        (
+            "digits_path_prox",
+            {"path_prox.normalize": "x"},
+            "^path_prox: normalize must",
+        ),
     ],
     ids=[
         "regularizer",
