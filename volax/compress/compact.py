@@ -139,6 +139,7 @@ def compact(
     run = None if check is None else _Check.of(check, source.is_module, state)
     limit = tolerance
     before = None if run is None else run.full(params, state)
+    owners = modules.owners(params)
 
     def attempt(folding: str | None) -> tuple[Plan, Cuts, Any, Any, Any]:
         planned = plan(
@@ -148,7 +149,7 @@ def compact(
             keep=keep,
             proven=run is not None,
             folding=folding,
-            owners=modules.owners(params),
+            owners=owners,
         )
         gone = cuts(found, planned.stay, shapes)
         new = {k: source.like(k, v) for k, v in planned.folded.items()}

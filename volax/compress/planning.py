@@ -143,9 +143,7 @@ def plan(
         _check_keep(keep, groups, leaves)
     forced = [_forced(keep, g, leaves) for g in groups]
     unsafe = [
-        units.uncuttable(g)
-        or _owned(g, owners)
-        or (None if proven else units.unsafe(g, held))
+        units.uncuttable(g, owners) or (None if proven else units.unsafe(g, held))
         for g in groups
     ]
     gone = [np.zeros(g.sizes, bool) for g in groups]
@@ -201,11 +199,6 @@ def plan(
 def _zeroed(leaf: np.ndarray, member: Any, which: np.ndarray) -> np.ndarray:
     inside = units.positions(member, which, leaf.shape)
     return np.where(inside, np.zeros((), leaf.dtype), leaf)
-
-
-def _owned(group: Group, owners: Mapping[str, str]) -> str | None:
-    names = [owners[m.path] for m in group.producers if m.path in owners]
-    return f"{names[0]} needs heads of equal size" if names else None
 
 
 def _is_vector(leaf: Any) -> bool:

@@ -117,8 +117,19 @@ def positions(member: Member, units: np.ndarray, shape: tuple[int, ...]) -> np.n
     return inside.reshape(spread)
 
 
-def uncuttable(group: Group) -> str | None:
-    """Why a group can only be cut as a whole, or not at all, if that is so."""
+def uncuttable(group: Group, owners: Mapping[str, str]) -> str | None:
+    """Why a group can only be cut as a whole, or not at all, if that is so.
+
+    Args:
+      group: a fitted group.
+      owners: producers whose size a module around them holds, and its name.
+
+    Returns:
+      The reason, or ``None``.
+    """
+    for member in group.producers:
+        if member.path in owners:
+            return f"{owners[member.path]} needs heads of equal size"
     last = len(group.sizes) - 1
     for member in group.carriers:
         carried = {u for a in member.axes for u in a.units if u is not None}

@@ -24,6 +24,7 @@ from volax.pairs.trace import CALLS, live_eqns, sub_jaxpr
 _CASTS = {*primitives("convert_element_type"), *CALLS}
 _DIVISIONS = set(primitives("div"))
 _ROOTS = set(primitives("sqrt", "rsqrt"))
+_RESHAPES = set(primitives("broadcast_in_dim", "convert_element_type", "reshape"))
 _SUMS = set(primitives("reduce_sum"))
 _WINDOWS = set(primitives("reduce_window_sum"))
 _NARROW = (jnp.bfloat16, jnp.float16, jnp.float32)
@@ -135,9 +136,6 @@ def _is_count(eqn: Any, atom: Any, made: Mapping[Any, Any]) -> bool:
             return False
         above = maker.invars[0]
     return False
-
-
-_RESHAPES = set(primitives("broadcast_in_dim", "convert_element_type", "reshape"))
 
 
 def marked(

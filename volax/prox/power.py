@@ -72,7 +72,7 @@ def retention(
     k = jnp.asarray(k, size.dtype)
     if isinstance(p, (int, float)) and 2 * p in range(5):
         if p >= 1:  # no power that could overflow
-            power = {1: size, 1.5: jnp.sqrt(size), 2: jnp.ones_like(size)}[p]
+            power = jnp.sqrt(size) if p == 1.5 else size ** int(2 - p)
             return power / (power + k)
         odds = (1 / k) * size * (size if p == 0 else jnp.sqrt(size))
     elif size.dtype == jnp.float32:

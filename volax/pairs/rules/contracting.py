@@ -46,6 +46,22 @@ def dot_general(tape: Tape, eqn: Any, x: Value, y: Value) -> Value:
                 if v.axes[k] is not None:
                     link[len(axes)] = (k, 0)
                 axes.append(v.axes[k])
+    return _contraction(
+        tape,
+        eqn,
+        x,
+        y,
+        axes,
+        links,
+        contracted=tuple(zip(lhs, rhs)),
+        batch=(frozenset(lhs_batch), frozenset(rhs_batch)),
+    )
+
+
+def _contraction(
+    tape: Tape, eqn: Any, x: Value, y: Value, axes: Any, links: Any, **rest: Any
+) -> Value:
+    """A sum of products; a weight contracted with data has made units."""
     return tape.op(
         eqn,
         [x, y],
@@ -55,15 +71,9 @@ def dot_general(tape: Tape, eqn: Any, x: Value, y: Value) -> Value:
         weights=(1, 1),
         zero="any",
         meet="producer",
-        contracted=tuple(zip(lhs, rhs)),
-        batch=(frozenset(lhs_batch), frozenset(rhs_batch)),
-        kind=_kind(x, y),
+        kind=3 if {x.kind, y.kind} == {1, WEIGHT} else None,
+        **rest,
     )
-
-
-def _kind(x: Value, y: Value) -> int | None:
-    """A weight contracted with data has made units."""
-    return 3 if {x.kind, y.kind} == {1, WEIGHT} else None
 
 
 @rule(primitives("conv_general_dilated"))
@@ -78,7 +88,7 @@ def convolution(tape: Tape, eqn: Any, x: Value, kernel: Value) -> Value:
     axes[ob] = x.axes[lb]
     if x.axes[lb] is not None:
         links[0][ob] = (lb, 0)
-    mixed, contracted, merges, batch = [], [], (), (frozenset(), frozenset())
+    mixed, contracted, batch = [], [], (frozenset(), frozenset())
     for i, (k, j, o) in enumerate(zip(lpos, kpos, opos)):
         plain = (
             kernel.shape[j] == 1
@@ -107,33 +117,27 @@ def convolution(tape: Tape, eqn: Any, x: Value, kernel: Value) -> Value:
         batch = (frozenset({lf}), frozenset({ko}))
     else:
         return _grouped(tape, eqn, x, kernel, axes, links, mixed)
-    out = _slid(tape, eqn, axes, mixed, opos)
-    return tape.op(
+    return _contraction(
+        tape,
         eqn,
-        [x, kernel],
-        out,
+        x,
+        kernel,
+        _slid(tape, eqn, axes, opos, shape_of(eqn)),
         links,
-        law="sum",
-        weights=(1, 1),
-        zero="any",
-        meet="producer",
         contracted=tuple(contracted),
         batch=batch,
         mixed=tuple(mixed),
         why=_WINDOW,
         quiet=p["batch_group_count"] == 1,
-        merges=merges,
-        kind=_kind(x, kernel),
     )
 
 
 _WINDOW = "positions of a window"
 
 
-def _slid(tape: Tape, eqn: Any, axes: Any, mixed: Any, positions: Any) -> list[Any]:
+def _slid(tape: Tape, eqn: Any, axes: Any, positions: Any, shape: Any) -> list[Any]:
     """Fresh positions, which are data: no parameter decides how many there are."""
     axes = list(axes)
-    shape = shape_of(eqn)
     for o in positions:
         if axes[o] is None and shape[o] != 1:
             axes[o] = Term(shape[o])
@@ -176,34 +180,27 @@ def _grouped(
     shape = list(shape_of(eqn))
     positions = [o + (o > of) for o in spec.out_spec[2:]]
     shape[of : of + 1] = [groups, shape[of] // groups]
-    wide: list[Term | None] = [*axes[:of], b.axes[ko], b.axes[ko + 1], *axes[of + 1 :]]
+    wide = [*axes[:of], b.axes[ko], b.axes[ko + 1], *axes[of + 1 :]]
     shifted = ({}, {of: (ko, 0)})
     for o, (k, shift) in links[0].items():
         shifted[0][o + (o > of)] = (k + (k > lf), shift)
     shifted[0][of] = (lf, 0)
     if b.axes[ko + 1] is not None:
         shifted[1][of + 1] = (ko + 1, 0)
-    for o in positions:
-        if wide[o] is None and shape[o] != 1:
-            wide[o] = Term(shape[o])
-            tape.poison(wide[o], _WINDOW, eqn, quiet=True)
     moved = tuple((i, k + (k > (lf if i == 0 else ko))) for i, k in mixed)
-    out = tape.op(
+    out = _contraction(
+        tape,
         eqn,
-        [a, b],
-        wide,
+        a,
+        b,
+        _slid(tape, eqn, wide, positions, shape),
         shifted,
         shape=shape,
-        law="sum",
-        weights=(1, 1),
-        zero="any",
-        meet="producer",
         contracted=((lf + 1, ki),),
         batch=(frozenset({lf}), frozenset({ko})),
         mixed=moved,
         why=_WINDOW,
         quiet=True,
-        kind=_kind(a, b),
     )
     final = terms.product([t for t in out.axes[of : of + 2] if t is not None])
     link = {
