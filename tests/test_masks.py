@@ -1,6 +1,7 @@
 """Key paths and masks over the spellings of the libraries."""
 
 import equinox as eqx
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -121,3 +122,95 @@ def test_relative_volumes_take_the_magnitude_and_leave_zero_leaves_free():
     new = optax.apply_updates(params, updates)
     assert new["skewed"].tolist() == [3.0, 3.0]
     assert new["zero"].tolist() == [10.0, 10.0]
+
+
+class Scaled(eqx.Module):
+    value: jax.Array
+
+
+class Named(eqx.Module):
+    attn: Scaled
+    out: Scaled
+
+
+class NnxNamed(nnx.Module):
+    """A parameter, and a module, that are called ``value``."""
+
+    def __init__(self, rngs):
+        self.attn = nnx.Dict(value=nnx.Param(jnp.ones((3, 4))))
+        self.value = nnx.Linear(4, 2, rngs=rngs)
+
+
+@flax.struct.dataclass
+class Struct:
+    value: jax.Array
+
+
+def equinox_named():
+    return Named(Scaled(jnp.ones((3, 4))), Scaled(jnp.ones((4, 2))))
+
+
+def partitioned():
+    box = nn.Partitioned(jnp.ones(2), ("x",))
+    return {"params": {"value": box, "attn": {"value": nn.Partitioned(box, ())}}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        (equinox_named, ["attn/value", "out/value"]),
+        (lambda: Scaled(jnp.ones(2)), ["value"]),
+        (lambda: {"a": Struct(jnp.ones(2))}, ["a/value"]),
+        (lambda: {"a": {"value": jnp.ones(2)}, "value": jnp.ones(2)},
+         ["a/value", "value"]),
+        (lambda: nnx.state(NnxNamed(nnx.Rngs(0))),
+         ["attn/value", "value/bias", "value/kernel"]),
+        (lambda: nnx.to_pure_dict(nnx.state(NnxNamed(nnx.Rngs(0)))),
+         ["attn/value", "value/bias", "value/kernel"]),
+        (lambda: NnxNamed(nnx.Rngs(0)), ["attn/value", "value/bias", "value/kernel"]),
+        (partitioned, ["attn/value", "value"]),
+        (lambda: {"w": nnx.Param({"a": jnp.ones(2), "value": jnp.ones(2)})},
+         ["w/a", "w/value"]),
+    ],
+    ids=["equinox", "equinox leaf", "dataclass", "dict", "nnx state", "nnx pure",
+         "nnx module", "linen", "box around a tree"],
+)  # fmt: skip
+def test_only_a_box_of_flax_is_unwrapped(tree, expected):
+    tree = tree()
+    assert sorted(masks.named_leaves(tree)) == expected
+    named = masks.map_with_path(lambda path, _: masks.key_path(path), tree)
+    assert sorted(jax.tree.leaves(named)) == expected
+    assert jax.tree.structure(named) == jax.tree.structure(tree)
+    assert masks.selected(volax.path_matches("value"), tree, "test") == {
+        name for name in expected if "value" in name
+    }
+
+
+def test_a_box_may_hold_no_leaf():
+    tree = {"a": nnx.Param(None), "b": nnx.Param(optax.MaskedNode())}
+    assert list(masks.named_leaves(tree, absent=True)) == ["a", "b"]
+    assert masks.named_leaves(tree) == {}
+
+
+def test_key_paths_that_are_the_same_after_normalising_are_refused():
+    for tree in ({"a": {"b": 1}, "a/b": 2}, {"params": {"w": 1}, "w": 2}):
+        with pytest.raises(ValueError, match="two leaves of the tree share the key"):
+            masks.named_leaves(tree)
+
+
+def test_a_pair_of_parameters_called_value():
+    params = equinox_named()
+    tx = volax.path_prox(0.1, 1.0, pairs=[volax.pair("attn/value", "out/value")])
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    new = optax.apply_updates(params, updates)
+    assert not bool((new.out.value == params.out.value).any())
+
+
+def test_the_momentum_of_parameters_called_value_is_scaled():
+    tx = volax.volumized(optax.sgd(1.0, momentum=0.9), 1.0)
+    params = {"value": jnp.full((2, 2), 0.5), "a": {"value": jnp.full((2, 2), 0.5)}}
+    for tree in (params, nnx.State(jax.tree.map(nnx.Param, params))):
+        up = jax.tree.map(lambda p: jnp.full_like(p, -1.0), tree)
+        _, state = tx.update(up, tx.init(tree), tree)
+        assert [float(m.max()) for m in jax.tree.leaves(state.inner_state)] == [0.0] * 2

@@ -2,9 +2,11 @@
 
 A key path is the text of a leaf's place in the parameter tree, such as
 ``l1/kernel``. Libraries spell the raw path differently, and Flax NNX spells it
-differently at ``init`` and at ``update``, so two things are dropped: the trailing
-``value`` of a boxed parameter (``nnx.Variable``, ``nn.Partitioned``) and a leading
-Linen collection ``params/``. Equinox and Haiku trees keep their own spelling.
+differently at ``init`` and at ``update``, so two things are dropped: the step
+``value`` into a box around a parameter (``nnx.Variable``, ``nn.Partitioned``) and a
+leading Linen collection ``params/``. A parameter that is itself called ``value`` keeps
+its name: the box is known by its class, not by the name of the step. Equinox and Haiku
+trees keep their own spelling.
 
 Everything of ours that selects is a plain object, never a callable:
 ``optax.inject_hyperparams`` takes every callable argument for a schedule.
@@ -13,6 +15,7 @@ Everything of ours that selects is a plain object, never a callable:
 import dataclasses
 import difflib
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,17 +32,72 @@ def is_absent(node: Any) -> bool:
     return node is None or isinstance(node, optax.MaskedNode)
 
 
-def key_path(path: tuple[Any, ...]) -> str:
-    """The normalised text of a raw JAX key path.
+def flatten_with_path(
+    tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[tuple[Any, ...], Any]]:
+    """The leaves of a tree and their key paths, without the steps into boxes.
 
     Args:
-      path: a key path as ``jax.tree_util.tree_flatten_with_path`` gives it.
+      tree: a pytree.
+      is_leaf: as in ``jax.tree_util.tree_flatten_with_path``.
+
+    Returns:
+      Key path and leaf of each leaf, in the tree's order.
+    """
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
+    boxes = _boxes()
+    if not boxes or not any(_VALUE in path for path, _ in flat):
+        return flat
+    return _without_boxes(tree, boxes, is_leaf, None)
+
+
+def map_with_path(
+    fn: Callable[[tuple[Any, ...], Any], Any],
+    tree: Any,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
+    """``tree_map_with_path`` with the key paths of :func:`flatten_with_path`."""
+    structure = jax.tree.structure(tree, is_leaf=is_leaf)
+    return structure.unflatten(
+        fn(path, leaf) for path, leaf in flatten_with_path(tree, is_leaf)
+    )
+
+
+def _boxes() -> tuple[type, ...]:
+    """The classes of Flax that hold one parameter as ``value``, if Flax is loaded."""
+    places = (("flax.nnx", "Variable"), ("flax.core.meta", "AxisMetadata"))
+    found = (getattr(sys.modules.get(room), name, None) for room, name in places)
+    return tuple(kind for kind in found if kind is not None)
+
+
+def _without_boxes(
+    tree: Any, boxes: tuple[type, ...], is_leaf: Any, root: Any
+) -> list[tuple[tuple[Any, ...], Any]]:
+    """Leaves with their paths; ``root`` is the box around them, if there is one."""
+
+    def stops(node: Any) -> bool:
+        is_box = node is not root and isinstance(node, boxes)
+        return is_box or (is_leaf is not None and is_leaf(node))
+
+    found = []
+    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=stops)[0]:
+        if node is root or not isinstance(node, boxes):
+            found.append((path, node))
+            continue
+        for below, leaf in _without_boxes(node, boxes, is_leaf, node):
+            found.append((path + below[below[:1] == (_VALUE,) :], leaf))
+    return found
+
+
+def key_path(path: tuple[Any, ...]) -> str:
+    """The text of a key path.
+
+    Args:
+      path: a key path as :func:`flatten_with_path` gives it.
 
     Returns:
       The names joined by ``/``.
     """
-    if len(path) > 1 and path[-1] == _VALUE:
-        path = path[:-1]
     text = jax.tree_util.keystr(path, simple=True, separator="/")
     return text.removeprefix("params/")
 
@@ -59,7 +117,7 @@ def named_leaves(tree: Any, *, absent: bool = False) -> dict[str, Any]:
     """
     is_leaf = is_absent if absent else None
     named = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]:
+    for path, leaf in flatten_with_path(tree, is_leaf):
         name = key_path(path)
         if name in named:
             raise ValueError(f"two leaves of the tree share the key path {name!r}")
@@ -93,10 +151,10 @@ def by_prefix(prefix: Any, tree: Any, what: str) -> dict[str, Any]:
     """
     entries = {
         jax.tree_util.keystr(path, simple=True, separator="/"): value
-        for path, value in jax.tree_util.tree_flatten_with_path(prefix)[0]
+        for path, value in flatten_with_path(prefix)
     }
     values, used, names = {}, set(), []
-    for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_absent)[0]:
+    for path, _ in flatten_with_path(tree, is_absent):
         raw = jax.tree_util.keystr(path, simple=True, separator="/")
         name = key_path(path)
         names.append(name)
@@ -132,7 +190,7 @@ class Mask:
         Returns:
           A tree of the same structure with a bool at each leaf.
         """
-        return jax.tree_util.tree_map_with_path(
+        return map_with_path(
             lambda path, leaf: self.selects(key_path(path), leaf), params
         )
 

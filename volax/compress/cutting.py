@@ -71,7 +71,7 @@ def _without(x: np.ndarray, gone: np.ndarray, axis: int) -> np.ndarray:
 
 def replaced(tree: Any, new: Mapping[str, Any]) -> Any:
     """A tree with other leaves at some key paths."""
-    return jax.tree_util.tree_map_with_path(
+    return masks.map_with_path(
         lambda path, leaf: new.get(masks.key_path(path), leaf), tree
     )
 
@@ -111,7 +111,7 @@ def cut_state(
             )
         return cut(leaf, plans[name])
 
-    cut_down = jax.tree_util.tree_map_with_path(small, opt_state)
+    cut_down = masks.map_with_path(small, opt_state)
     if plans and matched == {None}:
         raise ValueError(
             "compact: opt_state holds arrays, but none at the key path of a parameter, "

@@ -133,7 +133,7 @@ def pack(
         where = masks.key_path(path)
         return _packed(where, w, bits, channel_axis) if where in chosen else w
 
-    return jax.tree_util.tree_map_with_path(leaf, params)
+    return masks.map_with_path(leaf, params)
 
 
 def unpack(packed: Any) -> Any:

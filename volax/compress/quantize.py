@@ -169,7 +169,7 @@ def _quantized(
             )
         return rule(jnp.asarray(w), walls.get(where))
 
-    return jax.tree_util.tree_map_with_path(leaf, params)
+    return masks.map_with_path(leaf, params)
 
 
 def floating(chosen: set[str], params: Any, name: str, mask: Any) -> set[str]:

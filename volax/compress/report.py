@@ -243,7 +243,7 @@ def report(
 def _nodes(tree: Any) -> dict[str, Any]:
     """Floating-point arrays and packed weights by key path."""
     named = {}
-    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_packed)[0]:
+    for path, node in masks.flatten_with_path(tree, is_packed):
         if is_packed(node) or jnp.issubdtype(
             getattr(node, "dtype", np.int32), jnp.floating
         ):

@@ -152,7 +152,7 @@ def _difference(a: list[np.ndarray], b: list[np.ndarray]) -> float:
 
 
 def _changed(params: Any, new: Mapping[str, Any]) -> Any:
-    return jax.tree_util.tree_map_with_path(
+    return masks.map_with_path(
         lambda path, leaf: new.get(masks.key_path(path), leaf), params
     )
 

@@ -35,7 +35,7 @@ def search(given: Traceable, what: str) -> Groups:
     states, trees, data = [], {}, []
     arrays = list(params.values())
     for k, tree in enumerate(given.inputs):
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        for path, leaf in masks.flatten_with_path(tree):
             name = masks.key_path(path)
             value = tape.value(jnp.shape(leaf), DATA)
             value.name = f"input {k} {name}" if name else f"input {k}"

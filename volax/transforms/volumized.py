@@ -128,7 +128,7 @@ def _scale_momentum(
                     )
         return leaf
 
-    state = jax.tree_util.tree_map_with_path(scaled, state)
+    state = masks.map_with_path(scaled, state)
     if hits and not found:
         raise ValueError(
             "volumized: the optimizer's state has no field named "
