@@ -209,6 +209,29 @@ def test_init_on_shapes_and_under_jit(case):
     chex.assert_trees_all_equal(jax.jit(tx.init)(params()), expected)
 
 
+@every_case
+def test_init_on_parameters_that_a_traced_function_closes_over(case):
+    tx, tree = case.optimizer(), params()
+    expected = tx.init(tree)
+    chex.assert_trees_all_equal(jax.jit(lambda: tx.init(tree))(), expected)
+    shapes = jax.eval_shape(lambda: tx.init(tree))
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes, expected)
+
+
+def test_zeros_are_looked_for_in_one_transfer(monkeypatch):
+    """Also in a traced function, where the arrays that it closes over are known."""
+    tx, tree = CASES["lp_decay-1"].make(), params()
+    fetched, get = [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(x) or get(x))
+    tx.init(tree)
+    (flags,) = fetched
+    assert [jnp.shape(flag) for flag in flags.values()] == [()] * 4
+    tree["l2"]["kernel"] *= 0
+    for init in (tx.init, jax.jit(lambda _: tx.init(tree))):
+        with pytest.raises(ValueError, match=r"l2/kernel' starts at all zeros"):
+            init(tree)
+
+
 def scanned(tx, tree, steps):
     def step(carry, g):
         tree, state = carry

@@ -149,12 +149,16 @@ def _at_start(value: Any) -> float | None:
 
 def _refuse_zero_leaves(params: optax.Params, mask: Any) -> None:
     """Raises for a concrete leaf of zeros, which would never train."""
-    zero = [path for path, leaf in masks.named_leaves(params).items() if _is_zero(leaf)]
-    if not zero:
+    known = {k: x for k, x in masks.named_leaves(params).items() if _is_known(x)}
+    # Arrays that a traced function closes over, as in ``eval_shape(lambda:
+    # tx.init(params))``, are known too, but whatever it makes of them is traced.
+    with jax.ensure_compile_time_eval():
+        used = jax.device_get({path: leaf.any() for path, leaf in known.items()})
+    if all(used.values()):
         return
     chosen = masks.selected(mask, params, "lp_decay")
-    for path in zero:
-        if path in chosen:
+    for path in used:
+        if not used[path] and path in chosen:
             raise ValueError(
                 f"lp_decay: leaf {path!r} starts at all zeros and would never train, "
                 "because for p < 2 a weight at 0 stays 0; exclude it with mask=..., or "
@@ -162,9 +166,10 @@ def _refuse_zero_leaves(params: optax.Params, mask: Any) -> None:
             )
 
 
-def _is_zero(leaf: Any) -> bool:
+def _is_known(leaf: Any) -> bool:
+    """Whether a leaf is numbers that this process holds."""
     if isinstance(leaf, Tracer) or not isinstance(leaf, (jax.Array, np.ndarray)):
         return False
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         return False
-    return leaf.size > 0 and not bool(jnp.any(leaf))
+    return leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.inexact)
