@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from volax import _nnx as modules
 from volax import masks
-from volax.compress import modules
 from volax.compress.cutting import Cuts, cut, cut_state, cuts, replaced
 from volax.compress.planning import Plan, fitted, plan
 from volax.compress.proof import Difference, difference, tolerance

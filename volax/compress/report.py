@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from volax import _nnx as modules
 from volax import masks
-from volax.compress import modules, tabulate
+from volax.compress import tabulate
 from volax.compress.counting import ACTIVATIONS, multiply_adds
 from volax.compress.cutting import cuts
 from volax.compress.measuring import histogram, stable_rank

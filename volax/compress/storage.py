@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from volax import _nnx as modules
 from volax import masks
-from volax.compress import modules
 from volax.compress.compact import Compacted
 from volax.compress.packing import Packed, is_packed
 

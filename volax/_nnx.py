@@ -1,7 +1,7 @@
 """Modules that hold their own parameters: Flax NNX.
 
 A module's sizes are also written in its attributes. They follow from the new shapes
-alone, so cutting a model and loading a smaller one share this code.
+alone, so tracing a smaller model, cutting one and loading one share this code.
 """
 
 import sys
