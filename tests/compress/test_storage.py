@@ -1,5 +1,6 @@
 """save and load: all or nothing, and nothing but what save wrote."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,10 @@ from hypothesis import strategies as st
 from tests.compress import models
 from volax.compress import binarize, compact, load, pack, save, ternarize
 
-DTYPES = ["float32", "bfloat16", "float16", "int32", "uint8", "bool", "int8"]
+DTYPES = [
+    "float32", "bfloat16", "float16", "int32", "uint8", "bool", "int8", "uint16",
+    "complex64", "float8_e4m3fn", "float8_e5m2",
+]  # fmt: skip
 
 
 def tree(seed=0):
@@ -69,12 +74,101 @@ def test_any_array_under_any_name_comes_back(tmp_path, seed, dtype, shape, name)
     same(load(tmp_path / "m").params, params)
 
 
+NAMES = st.one_of(
+    st.sampled_from(
+        ["", ".", "/", "a/b", "a.b", "0", "value", "params", "data", "scale", "a"]
+    ),
+    st.text(max_size=5),
+)
+
+
+def nodes(children):
+    texts = st.dictionaries(NAMES, children, min_size=1, max_size=3)
+    numbers = st.dictionaries(st.integers(-2, 3), children, min_size=1, max_size=3)
+    boxed = children.map(lambda x: nnx.Param(x) if isinstance(x, np.ndarray) else x)
+    return st.one_of(
+        texts, numbers, st.lists(children, min_size=1, max_size=3),
+        children.map(Held), st.dictionaries(NAMES, boxed, min_size=1, max_size=2),
+    )  # fmt: skip
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Held:
+    value: Any
+
+
+TREES = st.recursive(
+    st.integers(0, 99).map(lambda k: np.full((k % 3,), k, np.float32)), nodes,
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(TREES)
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_every_leaf_comes_back_under_its_own_name(tmp_path, whole_tree):
+    read = ["/".join(map(str, p)) if p else "." for p in parts(whole_tree)]
+    if len(set(read)) < len(read) or "__metadata__" in read:
+        with pytest.raises(ValueError, match="is taken or reserved"):
+            save(tmp_path / "m", whole_tree)
+        return
+    save(tmp_path / "m", whole_tree)
+    zeros = jax.tree.map(np.zeros_like, whole_tree)
+    same(load(tmp_path / "m", into=zeros).params, whole_tree)
+    again = load(tmp_path / "m").params
+    assert parts(again) == parts(whole_tree)
+    for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(whole_tree)):
+        np.testing.assert_array_equal(x, y)
+
+
+def parts(tree):
+    """The names along the key path of each leaf, by hand."""
+    if isinstance(tree, nnx.Param):
+        return parts(tree.get_value())
+    if isinstance(tree, Held):
+        return [("value", *path) for path in parts(tree.value)]
+    if isinstance(tree, list):
+        return [(k, *path) for k, x in enumerate(tree) for path in parts(x)]
+    if isinstance(tree, dict):
+        return [(k, *path) for k in sorted(tree) for path in parts(tree[k])]
+    return [()]
+
+
+def test_a_list_keeps_its_places(tmp_path):
+    save(tmp_path / "m", [None, np.ones(2), None, {"x": np.ones(1)}])
+    loaded = load(tmp_path / "m").params
+    assert [loaded[0], loaded[2]] == [None, None]
+    assert len(loaded) == 4
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["bare", "in a collection"])
+def test_variables_and_their_parameters_load_into_each_other(tmp_path, wrap):
+    bare = {"attn": {"value": jnp.ones(3)}, "params": {"w": jnp.zeros(2)}}
+    whole = {"params": bare}
+    saved, into = (whole, bare) if wrap else (bare, whole)
+    save(tmp_path / "m", saved)
+    same(load(tmp_path / "m", into=into).params, into)
+
+
+def test_names_that_read_alike_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="'a/b' is taken or reserved"):
+        save(tmp_path / "m", {"a": {"b": jnp.ones(1)}, "a/b": jnp.zeros(1)})
+    save(tmp_path / "m", {"a/b": jnp.ones(1)})
+    with pytest.raises(ValueError, match="m lacks 'a/b'"):
+        load(tmp_path / "m", into={"a": {"b": jnp.ones(1)}})
+
+
 def test_another_reader_of_the_format_agrees(tmp_path):
     numpy = pytest.importorskip("safetensors.numpy")
     params = {"a": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "n": jnp.arange(3)}
-    save(tmp_path / "m.safetensors", params)
+    save(tmp_path / "m.safetensors", params | {"b": jnp.ones(2, jnp.bfloat16)})
     found = numpy.load_file(tmp_path / "m.safetensors")
-    assert sorted(found) == ["a/kernel", "n"]
+    assert sorted(found) == ["a/kernel", "b", "n"]
+    assert found["b"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(found["a/kernel"], params["a"]["kernel"])
     numpy.save_file({"w": np.ones(3)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match=r"foreign\.safetensors was not written by"):
@@ -243,6 +337,45 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["m"]
     same(load(tmp_path / "m").params, {"a": jnp.ones(2)})
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path):
+    resource = pytest.importorskip("resource")
+    save(tmp_path / "m", {"a": jnp.ones(2)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"m cannot be written: .*os error 27"):
+            save(tmp_path / "m", {"a": jnp.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(FileNotFoundError):
+        save(tmp_path / "no folder" / "m", {"a": jnp.ones(2)})
+    assert os.listdir(tmp_path) == ["m"]
+    same(load(tmp_path / "m").params, {"a": jnp.ones(2)})
+
+
+def test_a_file_is_as_readable_as_any_other(tmp_path):
+    save(tmp_path / "m", {"a": jnp.ones(2)})
+    (tmp_path / "other").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_what_is_not_there_is_an_error_of_the_system(tmp_path):
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(OSError, match=str(path)):
+            load(path)
+
+
+def test_without_safetensors_the_extra_is_named(tmp_path, monkeypatch):
+    save(tmp_path / "m", {"a": jnp.ones(2)})
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(ImportError, match=r"save needs safetensors: .*\[compress\]"):
+        save(tmp_path / "n", {"a": jnp.ones(2)})
+    with pytest.raises(ImportError, match=r"load needs safetensors: .*\[compress\]"):
+        load(tmp_path / "m")
+    assert os.listdir(tmp_path) == ["m"]
 
 
 def test_a_kill_during_save_leaves_a_whole_file(tmp_path):
