@@ -1,7 +1,9 @@
 """report: what is counted, and how it reads."""
 
 import json
+import tracemalloc
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,92 @@ def test_packed_leaves_are_counted_as_stored():
     packed = pack(binarize({"w": jnp.ones((8, 10))}), bits=1)
     (leaf,) = report(packed).leaves
     assert (leaf.dtype, leaf.bytes, leaf.size) == ("1 bit", 14, 80)
+    assert compact(packed, ()).manifest["parameters"] == [11, 11]
+
+
+class Counted(nnx.Module):
+    """Parameters, running statistics, and the keys and counters of dropout."""
+
+    def __init__(self, rngs):
+        self.l1 = nnx.Linear(4, 6, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.l2 = nnx.Linear(6, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.l2(self.drop(nnx.relu(self.norm(self.l1(x)))))
+
+
+class LinenCounted(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=True)(nn.Dense(6)(x))
+        return nn.Dense(2)(nn.relu(x))
+
+
+def plain_tree():
+    params = models.drawn(l1=(4, 6), bias=(12,), gamma=(6,), l2=(6, 2), b2=(2,))
+    return params | {"key": KEY, "count": np.arange(2)}
+
+
+# What is counted, its parameters, its state, and what is neither.
+COUNTED = {
+    "nnx": (lambda: Counted(nnx.Rngs(0)), 56, 12, 2),
+    "nnx state": (lambda: nnx.state(Counted(nnx.Rngs(0))), 56, 12, 2),
+    "linen": (lambda: LinenCounted().init(KEY, jnp.ones((1, 4))), 56, 12, 0),
+    "plain": (plain_tree, 56, 0, 3),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_parameters_state_and_the_rest_are_told_apart(name):
+    make, parameters, state, other = COUNTED[name]
+    model = make()
+    found = report(model, bounds=1e-3)
+    total = found.total
+    assert (total["size"], total["state"], total["other"]) == (parameters, state, other)
+    assert (total["bytes"], total["state_bytes"]) == (4 * parameters, 4 * state)
+    assert total["bounded"] == parameters
+    assert {x.kind for x in found.leaves if x.wall is not None} == {"parameter"}
+    assert f"weights        {parameters}," in str(found)
+    assert ("(state)" in str(found)) == bool(state)
+    small = compact(model, ())
+    expected = {"parameters": parameters, "state": state, "other": other}
+    assert {k: small.manifest[k] for k in expected} == {
+        k: [n, n] for k, n in expected.items()
+    }
+    lines = str(small).splitlines()
+    for kind, n in expected.items():
+        assert (f"{kind}: {n} -> {n}" in lines) == bool(n)
+
+
+def test_state_shrinks_apart_from_the_parameters():
+    model = Counted(nnx.Rngs(0))
+    model.eval()
+    model.l2.kernel.set_value(model.l2.kernel.get_value().at[:2].set(0))
+    x = jnp.ones((3, 4))
+    groups = volax.find_groups(model, x)
+    small, total = compact(model, groups, check=(x,)), report(model, groups).total
+    left = nnx.state(small.params, nnx.Param)
+    count = sum(p.size for p in jax.tree.leaves(left))
+    assert small.manifest["parameters"] == [56, count]
+    assert (total["left"], total["state_left"]) == (count, 8)
+    assert small.manifest["state"] == [12, 8]
+    assert small.manifest["other"] == [2, 2]
+
+
+def test_a_large_leaf_is_read_in_pieces():
+    w = np.random.default_rng(0).normal(size=(3000, 1000)).astype(np.float32)
+    w[w < -3] = 0
+    kept = report({"w": w}, bounds=3.0).leaves[0]
+    assert (kept.zeros, kept.at_wall) == ((w == 0).sum(), (np.abs(w) >= 3).sum())
+    np.testing.assert_allclose(kept.norm, np.linalg.norm(w.astype(float)), rtol=1e-12)
+    assert kept.largest == np.abs(w).max()
+    tracemalloc.start()
+    report({"w": w})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * w.nbytes
 
 
 def deep(layers):

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from volax import _nnx as modules
 from volax import masks
 from volax.compress.cutting import Cuts, cut, cut_state, cuts, replaced
+from volax.compress.kinds import OTHER, PARAMETER, STATE, kinds
 from volax.compress.planning import Plan, fitted, plan
 from volax.compress.proof import Difference, difference, tolerance
 from volax.compress.table import aligned
@@ -30,7 +31,9 @@ class Compacted:
       sizes: the new shape of every array by key path.
       kept: units that could have gone but stay, and why.
       difference: of the two models on the inputs of ``check``, or ``None``.
-      manifest: all of this as plain JSON values.
+      manifest: all of this as plain JSON values; ``parameters``, ``state`` (running
+        statistics and the like) and ``other`` (random keys, counters, integers) are
+        how many numbers there were and are.
     """
 
     params: Any
@@ -46,9 +49,12 @@ class Compacted:
             [" x ".join(map(str, g["units"])), str(g["left"]), g["name"]]
             for g in self.manifest["groups"]
         ]
-        before, after = self.manifest["parameters"]
         lines = aligned(["units", "left", "group"], rows, "rr")
-        lines += ["", f"parameters: {before:,} -> {after:,}"]
+        lines.append("")
+        for kind in ("parameters", "state", "other"):
+            before, after = self.manifest[kind]
+            if before or kind == "parameters":
+                lines.append(f"{kind}: {before:,} -> {after:,}")
         proof = "not known; check=(fn, small_fn, inputs) runs both models"
         lines += [f"difference: {self.difference or proof}"]
         return "\n".join([*lines, *map(str, self.kept)])
@@ -186,7 +192,7 @@ def compact(
         sizes=sizes,
         kept=planned.kept,
         difference=gap,
-        manifest=_manifest(planned, shapes, sizes, gap),
+        manifest=_manifest(planned, source.kinds, shapes, sizes, gap),
     )
 
 
@@ -207,6 +213,7 @@ class _Source:
     """What the user gave, as arrays by key path and the way back."""
 
     leaves: dict[str, Any]
+    kinds: dict[str, str]
     is_module: bool
     rebuilt: Callable[[dict[str, Any]], tuple[Any, Any]]
 
@@ -234,7 +241,8 @@ class _Source:
             below = {k.removeprefix(_STATE): v for k, v in new.items() if k in others}
             return small, replaced(state, below)
 
-        return cls({**leaves, **others}, is_module, rebuilt)
+        kind = {**kinds(tree), **dict.fromkeys(others, STATE)}
+        return cls({**leaves, **others}, kind, is_module, rebuilt)
 
     def like(self, path: str, array: Any) -> Any:
         """A changed array of the kind it had before."""
@@ -317,14 +325,21 @@ def _cut_names(groups: tuple[Group, ...], planned: Plan) -> str:
 
 def _manifest(
     planned: Plan,
+    kind: dict[str, str],
     shapes: modules.Shapes,
     sizes: modules.Shapes,
     gap: Difference | None,
 ) -> dict[str, Any]:
+    def counts(which: str) -> list[int]:
+        return [
+            sum(math.prod(shape) for k, shape in tree.items() if kind[k] == which)
+            for tree in (shapes, sizes)
+        ]
+
     return {
-        "parameters": [
-            sum(math.prod(s) for s in tree.values()) for tree in (shapes, sizes)
-        ],
+        "parameters": counts(PARAMETER),
+        "state": counts(STATE),
+        "other": counts(OTHER),
         "shapes": {path: list(shape) for path, shape in sizes.items()},
         "groups": [
             {

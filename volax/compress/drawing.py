@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from volax.compress.kinds import PARAMETER
 from volax.compress.tabulate import percent, short
 
 _INK, _MUTED, _GRID = "#1f2937", "#9ca3af", "#e5e7eb"
@@ -178,7 +179,8 @@ def _path_norm_bands(axes: Any, report: Any) -> None:
 
 def _zeros(axes: Any, report: Any) -> None:
     """Share of zeros by array, where no groups were given."""
-    leaves = [leaf for leaf in report.leaves if len(leaf.shape) > 1] or report.leaves
+    weights = [leaf for leaf in report.leaves if leaf.kind == PARAMETER]
+    leaves = [leaf for leaf in weights if len(leaf.shape) > 1] or weights
     total = report.total
     _titled(axes, "Zeros", f"{short(total['zeros'])} of {short(total['size'])} weights")
     share = [100 * leaf.zeros / max(leaf.size, 1) for leaf in leaves]

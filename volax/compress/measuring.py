@@ -1,33 +1,97 @@
-"""What one pass over an array tells: its stable rank, and the histogram of all."""
+"""What the numbers of an array tell, read in pieces of a fixed size.
 
-from collections.abc import Mapping
+Sums run in float64. A whole float64 copy of a large leaf, and another of its absolute
+values, would take several times its memory, so no step holds more than a piece.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+
+_PIECE = 1 << 20  # numbers at a time, 8 MiB in float64
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What one pass over an array tells.
+
+    Attributes:
+      zeros: how many of its numbers are exactly zero.
+      at_wall: how many have at least the size of the wall, or ``None`` without one.
+      norm: Euclidean.
+      largest: the largest absolute value.
+    """
+
+    zeros: int
+    at_wall: int | None
+    norm: float
+    largest: float
+
+
+def measures(array: np.ndarray, wall: float | None) -> Measures:
+    """One pass over an array; ``wall`` is the size from which a weight is at it."""
+    zeros, at_wall, square, largest = 0, 0, 0.0, 0.0
+    for piece in _pieces(array):
+        size = np.abs(piece)
+        zeros += size.size - int(np.count_nonzero(size))
+        at_wall += 0 if wall is None else int(np.count_nonzero(size >= wall))
+        square += float(np.dot(size, size))
+        largest = max(largest, float(size.max(initial=0.0)), key=_nan_last)
+    norm = float(np.sqrt(square))
+    return Measures(zeros, None if wall is None else at_wall, norm, largest)
 
 
 def stable_rank(array: np.ndarray, norm: float) -> float:
     """Squared Frobenius norm by squared spectral norm, by subspace iteration."""
     if not norm or not np.isfinite(norm):
         return 0.0
-    matrix = (array.reshape(-1, array.shape[-1]) / norm).astype(np.float32)
+    matrix = array.reshape(-1, array.shape[-1])
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
     # Eight vectors converge where the first singular values lie close together.
     basis = np.random.default_rng(0).normal(size=(matrix.shape[1], 8))
-    basis = basis.astype(np.float32)
+    basis = basis.astype(_wide(matrix))
     for _ in range(12):
-        basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))
-    return float(1 / np.linalg.norm(matrix @ basis, 2) ** 2)
+        # Dividing the image by the norm keeps the sums in range, and copies no rows.
+        product = sum(rows.T @ (rows @ basis / norm) for rows in _rows(matrix))
+        basis, _ = np.linalg.qr(product)
+    image = np.concatenate([rows @ basis / norm for rows in _rows(matrix)])
+    return float(1 / np.linalg.norm(image, 2) ** 2)
 
 
 def histogram(
-    arrays: Mapping[str, np.ndarray],
+    arrays: Iterable[np.ndarray], largest: float
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Of the weights of all matrices that are not zero."""
-    matrices = [a for a in arrays.values() if a.ndim > 1] or list(arrays.values())
-    most = max((float(np.abs(a).max(initial=0)) for a in matrices), default=0.0)
-    edges = np.linspace(-most or -1.0, most or 1.0, 122)
-    counts = np.zeros(121, np.int64)
-    for a in matrices:
-        counts += np.histogram(a[a != 0].astype(np.float64), edges)[0]
+    """Of all numbers that are not zero and finite; ``largest`` sets the edges."""
+    most = largest if largest and np.isfinite(largest) else 1.0
+    counts, edges = np.histogram([], 121, (-most, most))
+    for array in arrays:
+        for piece in _pieces(array):
+            counts += np.histogram(piece[piece != 0], 121, (-most, most))[0]
     return tuple(edges.tolist()), tuple(counts.tolist())
+
+
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The numbers of an array, flat, a piece at a time, float64."""
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        yield flat[start : start + _PIECE].astype(np.float64)
+
+
+def _rows(matrix: np.ndarray) -> Iterator[np.ndarray]:
+    """A matrix in float32 or wider; some rows at a time, where that takes a copy."""
+    if matrix.dtype == _wide(matrix):
+        yield matrix
+        return
+    count = max(8 * _PIECE // max(matrix.shape[1], 1), 1)
+    for start in range(0, matrix.shape[0], count):
+        yield matrix[start : start + count].astype(_wide(matrix))
+
+
+def _wide(matrix: np.ndarray) -> type[np.floating]:
+    return np.float64 if matrix.dtype == np.float64 else np.float32
+
+
+def _nan_last(value: float) -> float:
+    return np.inf if np.isnan(value) else value

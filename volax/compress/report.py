@@ -14,7 +14,8 @@ from volax import masks
 from volax.compress import tabulate
 from volax.compress.counting import ACTIVATIONS, multiply_adds
 from volax.compress.cutting import cuts
-from volax.compress.measuring import histogram, stable_rank
+from volax.compress.kinds import OTHER, PARAMETER, STATE, kinds
+from volax.compress.measuring import histogram, measures, stable_rank
 from volax.compress.packing import Packed, is_packed
 from volax.compress.planning import fitted, plan
 from volax.pairs.path_norm import side_norms
@@ -30,6 +31,8 @@ class LeafReport:
 
     Attributes:
       path: key path.
+      kind: ``"parameter"``, or ``"state"`` for what the model itself writes, such as
+        running statistics.
       shape: of the array.
       dtype: of the array; ``1 bit`` or ``2 bit`` if packed.
       size: number of weights.
@@ -49,6 +52,7 @@ class LeafReport:
     """
 
     path: str
+    kind: str
     shape: tuple[int, ...]
     dtype: str
     size: int
@@ -91,11 +95,13 @@ class Report:
     """What :func:`report` counted; ``print`` it, or ask for a dict or a figure.
 
     Attributes:
-      leaves: a row for each array.
+      leaves: a row for each array of parameters or state.
       groups: a row for each group of units.
       multiply_adds: in one run, those between activations included.
       traced: whether they were counted on the model, not guessed from the shapes.
       histogram: edges and counts of the weights that are not zero.
+      other: numbers in arrays that are neither parameters nor state: random keys,
+        counters, integers.
     """
 
     leaves: tuple[LeafReport, ...]
@@ -103,6 +109,7 @@ class Report:
     multiply_adds: int
     traced: bool
     histogram: tuple[tuple[float, ...], tuple[int, ...]]
+    other: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values, totals too; NaN and inf are ``None``."""
@@ -110,25 +117,36 @@ class Report:
 
     @property
     def total(self) -> dict[str, Any]:
-        """The sums over all arrays and groups; ``None`` where nothing was asked."""
-        walls = [x.at_wall for x in self.leaves if x.at_wall is not None]
-        bounded = sum(x.size for x in self.leaves if x.at_wall is not None)
+        """The sums over all parameters and groups; ``None`` where nothing was asked.
+
+        State is summed apart, under ``state`` (numbers), ``state_left``,
+        ``state_bytes`` and ``state_bytes_left``; ``other`` counts what is neither.
+        """
+        weights = [x for x in self.leaves if x.kind == PARAMETER]
+        state = [x for x in self.leaves if x.kind == STATE]
+        walls = [x.at_wall for x in weights if x.at_wall is not None]
+        bounded = sum(x.size for x in weights if x.at_wall is not None)
         others = self.multiply_adds - sum(x.multiply_adds for x in self.leaves)
         return {
-            "size": sum(x.size for x in self.leaves),
-            "zeros": sum(x.zeros for x in self.leaves),
+            "size": sum(x.size for x in weights),
+            "zeros": sum(x.zeros for x in weights),
             "at_wall": sum(walls) if walls else None,
             "bounded": bounded if walls else None,
-            "norm": math.sqrt(sum(x.norm**2 for x in self.leaves)),
+            "norm": math.sqrt(sum(x.norm**2 for x in weights)),
             "path_norm": sum(sum(g.path_norms) for g in self.groups),
             "units": sum(g.units for g in self.groups),
             "alive": sum(g.alive for g in self.groups),
-            "bytes": sum(x.bytes for x in self.leaves),
+            "bytes": sum(x.bytes for x in weights),
             "multiply_adds": self.multiply_adds,
-            "left": sum(x.left for x in self.leaves),
-            "bytes_left": sum(_share(x.bytes, x) for x in self.leaves),
+            "left": sum(x.left for x in weights),
+            "bytes_left": sum(_share(x.bytes, x) for x in weights),
             "multiply_adds_left": others
             + sum(_share(x.multiply_adds, x) for x in self.leaves),
+            "state": sum(x.size for x in state),
+            "state_left": sum(x.left for x in state),
+            "state_bytes": sum(x.bytes for x in state),
+            "state_bytes_left": sum(_share(x.bytes, x) for x in state),
+            "other": self.other,
         }
 
     def text(self, rows: int = 40) -> str:
@@ -205,8 +223,11 @@ def report(
     if modules.is_module(params):
         tree, merge = modules.split(params)
         fn = fn or (lambda state, *xs: merge(state)(*xs))
-    nodes = _nodes(tree)
+    kind = kinds(tree)
+    named = {masks.key_path(p): v for p, v in masks.flatten_with_path(tree, is_packed)}
+    nodes = {k: v for k, v in named.items() if kind[k] != OTHER}
     arrays = {k: _array(v) for k, v in nodes.items()}
+    weights = {k: v for k, v in arrays.items() if kind[k] == PARAMETER}
     walls = {} if bounds is None else masks.by_prefix(bounds, tree, "report: bounds")
     for wall in walls.values():
         if not np.all(np.asarray(wall) >= 0):
@@ -218,7 +239,7 @@ def report(
         given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
         counts = multiply_adds(fn, _unpacked(tree), given)  # pyright: ignore
     else:
-        counts = {k: v.size for k, v in arrays.items() if v.ndim > 1}
+        counts = {k: v.size for k, v in weights.items() if v.ndim > 1}
     found = fitted(() if groups is None else groups, arrays, "report")
     units, left = _units(found, arrays, modules.owners(params))
     rows, made = [], {}
@@ -227,10 +248,10 @@ def report(
             before = made.get(member.path, (0, 0))
             made[member.path] = (before[0] + row.units, before[1] + row.alive)
     for path, array in arrays.items():
-        wall = walls.get(path)
+        wall = walls.get(path) if _is_real(array) and path in weights else None
         wall = None if wall is None or not np.isfinite(wall) else float(wall)
         rows.append(
-            _leaf(path, nodes[path], array, wall)(
+            _leaf(path, kind[path], nodes[path], array, wall)(
                 units=made.get(path, (None, None))[0],
                 alive=made.get(path, (None, None))[1],
                 multiply_adds=counts.get(path, 0),
@@ -238,18 +259,16 @@ def report(
             )
         )
     total = sum(r.multiply_adds for r in rows) + counts.get(ACTIVATIONS, 0)
-    return Report(tuple(rows), units, total, traced, histogram(arrays))
+    # Of the matrices, if there are any.
+    drawn = {k: v for k, v in weights.items() if v.ndim > 1} or weights
+    largest = max((r.largest for r in rows if r.path in drawn), default=0.0)
+    other = sum(int(np.size(named[k])) for k in named if kind[k] == OTHER)
+    bars = histogram(drawn.values(), largest)
+    return Report(tuple(rows), units, total, traced, bars, other)
 
 
-def _nodes(tree: Any) -> dict[str, Any]:
-    """Floating-point arrays and packed weights by key path."""
-    named = {}
-    for path, node in masks.flatten_with_path(tree, is_packed):
-        if is_packed(node) or jnp.issubdtype(
-            getattr(node, "dtype", np.int32), jnp.floating
-        ):
-            named[masks.key_path(path)] = node
-    return named
+def _is_real(array: np.ndarray) -> bool:
+    return bool(jnp.issubdtype(array.dtype, jnp.floating))
 
 
 def _array(node: Any) -> np.ndarray:
@@ -305,29 +324,28 @@ def _units(
 
 
 def _leaf(
-    path: str, node: Any, array: np.ndarray, wall: float | None
+    path: str, kind: str, node: Any, array: np.ndarray, wall: float | None
 ) -> Callable[..., LeafReport]:
     """All of a leaf's row that its own numbers tell."""
-    wide = array.astype(np.float64)
-    size = np.abs(wide)
-    norm = float(np.sqrt(np.square(wide).sum()))
-    at_wall = None
+    reach = None
     if wall is not None:
-        ulps = _WALL_ULPS * float(jnp.finfo(array.dtype).eps)
-        at_wall = int((size >= wall * (1 - ulps)).sum())
+        reach = wall * (1 - _WALL_ULPS * float(jnp.finfo(array.dtype).eps))
+    found = measures(array, reach)
+    is_matrix = array.ndim > 1 and _is_real(array)
 
     def row(**rest: Any) -> LeafReport:
         return LeafReport(
             path=path,
+            kind=kind,
             shape=array.shape,
             dtype=f"{node.bits} bit" if isinstance(node, Packed) else str(array.dtype),
             size=array.size,
-            zeros=int((array == 0).sum()),
-            at_wall=at_wall,
+            zeros=found.zeros,
+            at_wall=found.at_wall,
             wall=wall,
-            norm=norm,
-            largest=float(size.max(initial=0.0)),
-            stable_rank=stable_rank(array, norm) if array.ndim > 1 else None,
+            norm=found.norm,
+            largest=found.largest,
+            stable_rank=stable_rank(array, found.norm) if is_matrix else None,
             bytes=node.nbytes,
             **rest,
         )

@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any
 
+from volax.compress.kinds import PARAMETER
 from volax.compress.table import aligned
 
 
@@ -27,7 +28,8 @@ def text(report: Any, rows: int) -> str:
     lines = []
     for leaf in leaves:
         shape = "x".join(map(str, leaf.shape)) if leaf.shape is not None else "various"
-        cells = [leaf.path, shape or "scalar", percent(leaf.zeros, leaf.size)]
+        path = leaf.path if leaf.kind == PARAMETER else f"{leaf.path} ({leaf.kind})"
+        cells = [path, shape or "scalar", percent(leaf.zeros, leaf.size)]
         if has_wall:
             cells.append(
                 "" if leaf.at_wall is None else percent(leaf.at_wall, leaf.size)
@@ -93,18 +95,29 @@ def _totals(report: Any) -> list[str]:
                 f"{total['multiply_adds_left']:,} multiply-adds",
             )
         )
+    if total["state"]:
+        left = f", {total['state_left']:,} without dead units"
+        left = left if total["state_left"] < total["state"] else ""
+        lines.append(
+            ("state", f"{total['state']:,}, {total['state_bytes']:,} bytes{left}")
+        )
+    if total["other"]:
+        lines.append(
+            ("neither", f"{total['other']:,} (random keys, counters, integers)")
+        )
     width = max(len(name) for name, _ in lines)
     return [f"{name.ljust(width)}  {value}" for name, value in lines]
 
 
 def _alike(leaves: Any) -> list[Any]:
     """One row for all arrays whose paths differ in numbers alone."""
-    found: dict[str, list[Any]] = {}
+    found: dict[tuple[str, str], list[Any]] = {}
     for leaf in leaves:
-        found.setdefault(re.sub(r"\d+", "*", leaf.path), []).append(leaf)
+        alike = re.sub(r"\d+", "*", leaf.path), leaf.kind
+        found.setdefault(alike, []).append(leaf)
     return [
         rows[0] if len(rows) == 1 else _merged(f"{path} ({len(rows)})", rows)
-        for path, rows in found.items()
+        for (path, _), rows in found.items()
     ]
 
 
