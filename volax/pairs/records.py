@@ -219,6 +219,11 @@ def _fit(
 ) -> Member:
     """Fills one member's open sizes and checks that it lies inside its parameter."""
     axes = tuple(a.fill(sizes, len(shape)) for a in member.axes)
+    if len({a.axis for a in axes}) < len(axes):
+        raise ValueError(
+            f"{where}: {member.role} {member.path!r} has two records for one axis, "
+            f"got axes {', '.join(str(a.axis) for a in axes)}"
+        )
     for axis, written in zip(axes, member.axes):
         if not 0 <= axis.axis < len(shape):
             raise ValueError(
