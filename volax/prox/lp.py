@@ -1,9 +1,12 @@
 """The shrinkage of decoupled decay for the penalty (strength / p) * sum |w|^p."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from volax.prox.power import retention
+from volax.prox.power import retention, retention_slopes
 
 
 def lp_shrink(
@@ -30,7 +33,9 @@ def lp_shrink(
 
     Returns:
       The shrunk weights, shape and dtype of ``w``. A subnormal reference counts as 0; a
-      non-finite weight affects its own entry only.
+      non-finite weight affects its own entry only. Gradients are those of the formula
+      in all four arguments; where the reference is 0, which is a kink, those in the
+      reference and in p are 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -43,12 +48,51 @@ def lp_shrink(
       <https://arxiv.org/abs/2404.10824>`_, 2024, the update of pWD.
     """
     k = jnp.asarray(strength, w.dtype)
-    if isinstance(p, (int, float)) and p == 2:
+    known = p if isinstance(p, (int, float)) else None
+    if known == 2:
         return w / (1 + k)
+    return _shrink(known, zeros, w, reference, k, jnp.asarray(p, w.dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _shrink(
+    known: float | None,
+    zeros: str,
+    w: jax.Array,
+    reference: jax.Array,
+    k: jax.Array,
+    p: jax.Array,
+) -> jax.Array:
+    """The shrunk weights; ``known`` is p where it is a Python number."""
     size = jnp.abs(reference)
-    factor = retention(size, p, k)
-    p = jnp.asarray(p, w.dtype)
+    factor = retention(size, p if known is None else known, k)
+    is_zero = size < jnp.finfo(w.dtype).tiny
+    return w * jnp.where(is_zero, _at_zero(zeros, k, p), factor)
+
+
+@_shrink.defjvp
+def _shrink_jvp(
+    known: float | None, zeros: str, primals: Any, tangents: Any
+) -> tuple[jax.Array, jax.Array]:
+    # The factor is computed on bits, which have no derivative. XLA drops what the
+    # formula spends on tangents that nobody asks for.
+    w, reference, k, p = primals
+    dw, d_reference, dk, dp = tangents
+    size = jnp.abs(reference)
+    is_zero = size < jnp.finfo(w.dtype).tiny
+    factor, by_size, by_k, by_p = retention_slopes(jnp.where(is_zero, 1, size), p, k)
+    at_zero = _at_zero(zeros, k, p)
+    change = jnp.where(is_zero, 0, by_size) * jnp.sign(reference) * d_reference
+    change += jnp.where(is_zero, jnp.where(p == 2, -jnp.square(at_zero), 0), by_k) * dk
+    if known is None:
+        change += jnp.where(is_zero, 0, by_p) * dp
+    out = _shrink(known, zeros, w, reference, k, p)
+    return out, dw * jnp.where(is_zero, at_zero, factor) + w * change
+
+
+def _at_zero(zeros: str, k: jax.Array, p: jax.Array) -> jax.Array:
+    """The factor where the reference is 0, shape of ``k`` and ``p``."""
     at_zero = jnp.where(p == 2, 1 / (1 + k), 1)
     if zeros == "sticky":
         at_zero = jnp.where((p < 2) & (k > 0), 0, at_zero)
-    return w * jnp.where(size < jnp.finfo(w.dtype).tiny, at_zero, factor)
+    return at_zero

@@ -83,6 +83,34 @@ def retention(
     return odds / (odds + 1)
 
 
+def retention_slopes(
+    size: jax.Array, p: jax.Array, k: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The retention and its derivatives by size, k and p, each in the shape of size.
+
+    With size^(p - 2) = b / a, where neither a nor b exceeds 1, the retention is
+    f = a / (a + k b). Then df/dk = -f b / (a + k b), which is finite at k = 0 too, and
+    the other two are the multiples (2 - p) / size and -log(size) of
+    f (1 - f) = -k df/dk.
+
+    Args:
+      size: positive normal numbers, any shape.
+      p: non-negative scalar.
+      k: non-negative scalar.
+
+    Returns:
+      The retention, and its derivatives by size, by k and by p.
+    """
+    log = jnp.log(size)
+    power = (p - 2) * log
+    a, b = jnp.exp(-jnp.maximum(power, 0)), jnp.exp(jnp.minimum(power, 0))
+    total = jnp.maximum(a + k * b, jnp.finfo(size.dtype).tiny)
+    factor = a / total
+    by_k = -factor * (b / total)
+    spread = -k * by_k
+    return factor, (2 - p) * (spread / size), by_k, -log * spread
+
+
 def _float32_pull(size: jax.Array, p: jax.typing.ArrayLike, k: jax.Array) -> jax.Array:
     """``k * size ** (p - 2)``, kept a normal number."""
     # The head of e, of 12 bits, times the 8-bit exponent of size is exact.

@@ -49,6 +49,7 @@ def group_shrinkage(norm: jax.Array, threshold: jax.typing.ArrayLike) -> jax.Arr
       Parikh and Boyd, Proximal Algorithms, 2014, section 6.5.1.
     """
     threshold = jnp.asarray(threshold, norm.dtype)
-    safe = jnp.where(norm > threshold, norm, 1)
-    factor = jnp.where(norm > threshold, 1 - threshold / safe, 0)
-    return jnp.where(jnp.isfinite(norm) & (threshold > 0), factor, 1)
+    shrinks = (norm > threshold) & (threshold >= 0)
+    shrunk = 1 - threshold / jnp.where(shrinks, norm, 1)
+    kept = ~jnp.isfinite(norm) | (threshold <= 0)
+    return jnp.where(shrinks, shrunk, kept.astype(norm.dtype))

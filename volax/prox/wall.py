@@ -21,7 +21,8 @@ def wall(
 
     Returns:
       The weights behind the wall, shape and dtype of ``w``. NaN stays NaN; an infinite
-      weight lands at the wall for ``alpha = 0``.
+      weight lands at the wall for ``alpha = 0``. Gradients are those of the formula in
+      all three arguments.
 
     Example:
       >>> import jax.numpy as jnp
@@ -39,7 +40,13 @@ def wall(
         return w
     alpha = jnp.asarray(alpha, w.dtype)
     size = jnp.abs(w)
+    outside = size > volume
+    # Around 0 and around 1 alpha is a small number times the overshoot, so that both
+    # values are exact and the derivative by alpha is the overshoot there too.
+    over = jnp.where(outside, size - volume, 0)
+    share = jnp.where(alpha == 1, alpha - 1, alpha)
     # 0 * inf is NaN: an infinite weight must stop at the wall like any other.
-    behind = volume + jnp.where(alpha == 0, 0, alpha * (size - volume))
+    moved = jnp.where((share == 0) & jnp.isinf(over), 0, share * over)
+    behind = jnp.where(alpha == 1, size, volume) + moved
     behind = jnp.where(alpha <= 0, jnp.maximum(behind, -volume), behind)
-    return jnp.where((size > volume) & (alpha != 1), jnp.sign(w) * behind, w)
+    return jnp.where(outside, jnp.sign(w) * behind, w)
