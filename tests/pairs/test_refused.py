@@ -183,7 +183,27 @@ REFUSED = {
         W, "w1", "no rule for pure_callback",
     ),
     "scatter": (
-        between(lambda h: h.at[:, 0].set(1.0)), W, "w1", "no rule for scatter",
+        between(lambda h: h.at[:, 0].set(1.0)), W, "w1", "written to by index",
+    ),
+    "scatter_add_to_units": (
+        between(lambda h: jnp.zeros_like(h).at[:, jnp.arange(8) // 2].add(h)),
+        W, "w1", "written to by index",
+    ),
+    "scatter_part_of_units": (
+        between(lambda h: h.at[jnp.array([1, 3]), :4].add(h[:2, 4:])),
+        W, "w1", "written to by index|cut",
+    ),
+    "scatter_apply": (
+        between(lambda h: h.at[jnp.array([1, 3])].apply(jnp.cos)),
+        W, "w1", "a function of the user's",
+    ),
+    "scatter_mul": (
+        between(lambda h: h.at[jnp.array([1, 3])].multiply(h[:2])),
+        W, "w1", "no rule for scatter-mul",
+    ),
+    "gather_units": (
+        between(lambda h: h[:, jnp.array([1, 0, 2, 3, 4, 5, 6, 7])]),
+        W, "w1", "looked up by index",
     ),
     "exp_consumer": (exp_consumer, W, "w1", "not used as they are"),
     "normed_consumer": (normed_consumer, W, "w1", "reduce_sum runs over"),
@@ -232,6 +252,14 @@ NOT_PAIRS = {
     "step": (between(lambda h: (h > 0).astype(jnp.float32)), "because of dot", False),
     "sign": (between(jnp.sign), "because of dot", False),
     "round": (between(jnp.round), "round", True),
+    "set_rows": (
+        between(lambda h: h.at[jnp.array([1, 3])].set(1.0)),
+        "because of scatter", False,
+    ),
+    "add_to_rows": (
+        between(lambda h: h.at[jnp.array([1, 3])].add(1.0)),
+        "because of scatter", False,
+    ),
     "by_batch": (
         between(lambda h: h / jnp.sqrt(jnp.var(h, 0) + 1e-5)), "because of add", True,
     ),

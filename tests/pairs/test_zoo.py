@@ -326,6 +326,21 @@ RAW = {
         others.raw_embedding, {"table": (11, 6), "w1": (6, 7), "w2": (7, 2)},
         (TOKENS,), [volax.pair("table", "w1"), volax.pair("w1", "w2")], [],
     ),
+    "graph": (
+        others.raw_graph, {"w1": (5, 6), "w2": (6, 7), "w3": (7, 2)},
+        (jnp.array([0, 1, 2, 3, 0]), jnp.array([1, 2, 2, 0, 3]), VECTOR),
+        [volax.pair("w1", "w2"), volax.pair("w2", "w3")], [],
+    ),
+    "cache": (
+        others.raw_cache, {"w1": (8, 6), "b1": (6,), "b2": (6,), "w2": (6, 2)},
+        (jnp.array([1, 4]), SEQUENCE),
+        [also(volax.pair("w1", "w2", bias="b2"), "b1")], [],
+    ),
+    "grid": (
+        others.raw_grid,
+        {"table": (2, 4), "w0": (5, 6), "w1": (8, 6), "w2": (6, 2)}, (VECTOR[:1],),
+        [], ["table -> w1", "w0, w1 -> w2"],
+    ),
     "lora": (
         others.raw_lora, {"w1": (5, 6), "a": (5, 2), "b": (2, 6), "w2": (6, 2)},
         (VECTOR,), [volax.pair("a", "b")], ["b, w1 -> w2"],

@@ -213,6 +213,39 @@ def raw_embedding(p, tokens):
     return jax.nn.relu(h.max(1)) @ p["w2"]
 
 
+def raw_graph(p, sender, receiver, x):
+    """Messages along edges, summed and maximized where they arrive."""
+
+    def step(w, x):
+        h = jax.nn.relu(x @ w)[sender]
+        total = jax.ops.segment_sum(h, receiver, len(x))
+        return total + jnp.maximum(jax.ops.segment_max(h, receiver, len(x)), 0)
+
+    return step(p["w2"], step(p["w1"], x)) @ p["w3"]
+
+
+def raw_cache(p, where, x):
+    """A cache of keys that each example writes and reads at a place of its own."""
+
+    def one(h, i):
+        cache = jnp.zeros((9, h.shape[-1]))
+        cache = lax.dynamic_update_slice(cache, h, (i, 0))
+        return lax.dynamic_slice(cache, (i - 1, 0), (4, h.shape[-1]))
+
+    h = jax.vmap(one)(jax.nn.relu(x @ p["w1"] + p["b1"]), where)
+    h = jnp.take_along_axis(h, jnp.argsort(h, axis=1), axis=1)
+    return h.at[:, 1].add(p["b2"])[:, :3] @ p["w2"]
+
+
+def raw_grid(p, x):
+    """Random features of a grid that the program counts out, as in SAM."""
+    grid = jnp.ones((4, 3))
+    grid = jnp.stack([grid.cumsum(0), grid.cumsum(1)], -1).reshape(12, 2) / 4
+    angles = 2 * jnp.pi * grid @ p["table"]
+    h = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1) @ p["w1"]
+    return jax.nn.relu(h + x @ p["w0"]) @ p["w2"]
+
+
 def raw_lora(p, x):
     """An adapter beside a frozen-looking weight, not merged."""
     h = jax.nn.relu(x @ p["w1"] + (x @ p["a"]) @ p["b"])

@@ -2,6 +2,8 @@
 
 from volax.pairs.by_hand import member as member
 from volax.pairs.by_hand import pair as pair
+from volax.pairs.extend import elementwise as elementwise
+from volax.pairs.extend import register_rule as register_rule
 from volax.pairs.path_norm import path_norm as path_norm
 from volax.pairs.records import Axis as Axis
 from volax.pairs.records import Group as Group

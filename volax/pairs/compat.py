@@ -6,6 +6,7 @@ What it lacks is read off a traced call.
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ import jax.extend.core.primitives as listed
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 
 def primitives(*names: str) -> Iterator[core.Primitive]:
@@ -24,9 +27,34 @@ def primitives(*names: str) -> Iterator[core.Primitive]:
 
 def _primitive_of(fn: Callable[..., Any], name: str) -> core.Primitive | None:
     """The primitive called ``name`` that ``fn`` of a 2 x 2 array binds, if any."""
-    eqns = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct((2, 2), jnp.float32)).eqns
-    found = [eqn.primitive for eqn in eqns if eqn.primitive.name == name]
-    return found[0] if found else None
+    trace = jax.make_jaxpr(fn)
+    # A mesh that the user has set, or a context of shard_map, holds for one thread.
+    with ThreadPoolExecutor(1) as apart:
+        x = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+        jaxpr = apart.submit(trace, x).result().jaxpr
+    return next((p for p in _bound(jaxpr) if p.name == name), None)
+
+
+def _bound(jaxpr: core.Jaxpr) -> Iterator[core.Primitive]:
+    """The primitives of a jaxpr and of those inside."""
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from _bound(inner)
+
+
+def _mesh(kind: AxisType) -> AbstractMesh:
+    return AbstractMesh((1,), ("d",), axis_types=(kind,))
+
+
+def _mapped(x: jax.Array) -> jax.Array:
+    """A sum over devices of what does not vary over them."""
+
+    def body(x: jax.Array) -> jax.Array:
+        return lax.psum(x + 1, "d")
+
+    mesh = _mesh(AxisType.Auto)
+    return jax.shard_map(body, mesh=mesh, in_specs=P("d"), out_specs=P())(x)
 
 
 _UNLISTED = {
@@ -35,6 +63,12 @@ _UNLISTED = {
     "stack": lambda x: jnp.stack([x, x]),
     "unstack": lambda x: jnp.unstack(x),
     "optimization_barrier": lax.optimization_barrier,
+    "reshard": lambda x: jax.sharding.reshard(
+        x, NamedSharding(_mesh(AxisType.Explicit), P("d"))
+    ),
+    "shard_map": _mapped,
+    "psum_invariant": _mapped,
+    "pvary": _mapped,
 }
 
 

@@ -11,6 +11,7 @@ def find_groups(
     *args: Any,
     state_args: int | tuple[int, ...] = (),
     state_outputs: int | tuple[int, ...] = (),
+    ignore: Any = (),
 ) -> Groups:
     """Finds every set of parameter axes that share their units.
 
@@ -29,12 +30,17 @@ def find_groups(
         with the parameters. Trees whose arrays carry nothing but units are found
         without it.
       state_outputs: places in the returned tuple that only write state back.
+      ignore: parameters that stay as they are, such as a frozen backbone or a table
+        that a library keeps among its parameters: key paths (of leaves or of what
+        stands above them) or a mask such as :func:`volax.path_matches`. They are
+        data to the search: nothing that lies along one of them is reported.
 
     Returns:
       The groups, pairs among them, in the order of the parameters.
 
     Raises:
-      ValueError: ``fn`` cannot be traced, or uses none of the parameters.
+      ValueError: ``fn`` cannot be traced, or uses none of the parameters; ``ignore``
+        names no parameter.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -46,7 +52,7 @@ def find_groups(
       ('w1 -> w2', False)
     """
     given = traceable(fn, args, state_args, state_outputs, "find_groups")
-    return _search(given, "find_groups")
+    return _search(given, ignore, "find_groups")
 
 
 def find_pairs(
@@ -54,6 +60,7 @@ def find_pairs(
     *args: Any,
     state_args: int | tuple[int, ...] = (),
     state_outputs: int | tuple[int, ...] = (),
+    ignore: Any = (),
 ) -> Groups:
     """Finds the pairs: groups whose units can be rescaled for free.
 
@@ -62,6 +69,7 @@ def find_pairs(
       *args: as in :func:`find_groups`.
       state_args: as in :func:`find_groups`.
       state_outputs: as in :func:`find_groups`.
+      ignore: as in :func:`find_groups`.
 
     Returns:
       The pairs, ready for ``path_prox``; ``refused`` also lists the groups that are no
@@ -83,11 +91,11 @@ def find_pairs(
         w2 axis 1: the units reach the output (...)
     """
     given = traceable(fn, args, state_args, state_outputs, "find_pairs")
-    return _search(given, "find_pairs").pairs
+    return _search(given, ignore, "find_pairs").pairs
 
 
-def _search(given: Traceable, what: str) -> Groups:
+def _search(given: Traceable, ignore: Any, what: str) -> Groups:
     # The tracer needs jax.extend, which costs a tenth of the import of Optax.
     from volax.pairs.search import search
 
-    return search(given, what)
+    return search(given, what, ignore)

@@ -1,6 +1,7 @@
 """Searches a traced program for units: reads it onto a tape and groups its leaves."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from volax.pairs.tape import DATA, WEIGHT, Tape, Value
 from volax.pairs.trace import interpret
 
 
-def search(given: Traceable, what: str) -> Groups:
+def search(given: Traceable, what: str, ignore: Any = ()) -> Groups:
     """All groups of a model in one form; ``what`` names who asks, for errors."""
     try:
         closed, result = jax.make_jaxpr(given.fn, return_shape=True)(
@@ -29,7 +30,10 @@ def search(given: Traceable, what: str) -> Groups:
         ) from error
     tape = Tape()
     named = masks.named_leaves(given.params)
-    params = {path: _value(tape, leaf, path) for path, leaf in named.items()}
+    left_out = _ignored(ignore, named, what)
+    params = {
+        path: _value(tape, leaf, path, path in left_out) for path, leaf in named.items()
+    }
     if not params:
         raise ValueError(f"{what}: params holds no arrays")
     states, trees, data = [], {}, []
@@ -90,14 +94,42 @@ def _state_trees(
     return alike if len(state_like(others, made)) < len(others) else set()
 
 
-def _value(tape: Tape, leaf: Any, path: str) -> Value:
-    """A parameter; what is no floating-point array is not trained."""
+def _ignored(ignore: Any, named: Mapping[str, Any], what: str) -> set[str]:
+    """The key paths that a user's choice of parameters to leave alone covers."""
+    if isinstance(ignore, masks.Mask):
+        chosen = {path for path, leaf in named.items() if ignore.selects(path, leaf)}
+        if not chosen:
+            raise ValueError(f"{what}: ignore: {ignore!r} selects no parameter")
+        return chosen
+    keys = (ignore,) if isinstance(ignore, str) else ignore
+    if not isinstance(keys, Iterable) or not all(isinstance(k, str) for k in keys):
+        raise ValueError(
+            f"{what}: ignore must be key paths or a mask such as "
+            f"volax.path_matches(...), got {ignore!r}"
+        )
+    found = {key: {p for p in named if masks.is_above(key, p)} for key in keys}
+    for key, paths in found.items():
+        if not key or not paths:
+            raise ValueError(
+                f"{what}: ignore: {key!r} is not in the tree; "
+                f"{masks.nearest(key, named)}"
+            )
+    return set().union(*found.values())
+
+
+def _value(tape: Tape, leaf: Any, path: str, ignored: bool) -> Value:
+    """A parameter; what is ignored or no floating-point array is not trained."""
     dtype = getattr(leaf, "dtype", None)
     dtype = jnp.result_type(leaf) if dtype is None else dtype
     trained = jnp.issubdtype(dtype, jnp.floating)
     shape = jnp.shape(leaf)
     own = tuple(n != 1 for n in shape)
-    return tape.value(shape, WEIGHT if trained else DATA, name=path, own=own)
+    kind = WEIGHT if trained and not ignored else DATA
+    value = tape.value(shape, kind, name=path, own=own)
+    if ignored:
+        for term in value.axes:
+            tape.poison(term, f"{path} lies along the units and is ignored", None)
+    return value
 
 
 def _mark_outputs(tape: Tape, outs: Any, result: Any, state_outputs: Any) -> None:

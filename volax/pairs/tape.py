@@ -165,10 +165,12 @@ class Tape:
         """
         name = self.labels[-1] if self.labels else eqn.primitive.name
         shape = tuple(eqn.outvars[0].aval.shape if shape is None else shape)
-        own = [
-            any(i in link and v.own[link[i][0]] for v, link in zip(ins, links))
-            for i in range(len(shape))
-        ]
+        # Entries along an axis that no operand has differ, unless they are repeated.
+        fresh = eqn.primitive.name != "broadcast_in_dim"
+        own = []
+        for i, n in enumerate(shape):
+            held = [v.own[link[i][0]] for v, link in zip(ins, links) if i in link]
+            own.append(any(held) if held else fresh and n != 1)
         for before, after in law.get("merges", ()):
             for i in after:
                 own[i] = any(ins[0].own[k] for k in before)
@@ -179,6 +181,8 @@ class Tape:
             if kind is None
             else kind
         )
+        if kind == CONST and known is None and any(own):
+            kind = DATA  # a table: literal numbers that are not all the same
         out = self.value(shape, kind, axes=axes, own=own, known=known, loops=loops)
         done = Op(name, tuple(ins), out, tuple(links), eqn=self.site(eqn), **law)
         for i, (v, link) in enumerate(zip(ins, links)):

@@ -12,9 +12,9 @@ from typing import Any
 
 from jax.extend import core
 
-from volax.pairs.compat import in_library, primitives, scan_counts
+from volax.pairs.compat import in_library, primitives, scan_counts, unlisted
 from volax.pairs.rules import RULES
-from volax.pairs.rules.registry import shape_of
+from volax.pairs.rules.registry import same, shape_of
 from volax.pairs.tape import ACTIVATION, CONST, DATA, WEIGHT, Tape, Value
 from volax.pairs.terms import Term
 
@@ -25,6 +25,8 @@ CALLS = set(
 )
 _CACHED = set(primitives("jit", "custom_jvp_call", "custom_vjp_call"))
 SCANS = set(primitives("scan"))
+MAPS = set(unlisted("shard_map"))
+FOLLOWED = CALLS | SCANS | MAPS
 _CONTRACTIONS = {
     *primitives("dot_general", "conv_general_dilated", "while", "cond"),
     *SCANS,
@@ -56,6 +58,9 @@ def interpret(
             results = _call(tape, eqn, [_peek(env, v, tape) for v in eqn.invars], outs)
         elif eqn.primitive in SCANS:
             results = _scan(tape, eqn, [_peek(env, v, tape) for v in eqn.invars], outs)
+        elif eqn.primitive in MAPS:
+            given = [_peek(env, v, tape) for v in eqn.invars]
+            results = _shard_map(tape, eqn, given, outs)
         else:
             ins = [read(v) for v in eqn.invars]
             results = _applied(tape, eqn, ins)
@@ -134,6 +139,41 @@ def _call(
     if foreign:
         tape.sites.pop()
     return results
+
+
+def _shard_map(
+    tape: Tape, eqn: Any, args: Sequence[Value | None], outs: Sequence[bool]
+) -> list[Value | None]:
+    """Walks what one device does, if the units are whole on every device."""
+    jaxpr, consts = sub_jaxpr(eqn)
+    local = [
+        v and _placed(tape, eqn, v, var.aval.shape)
+        for v, var in zip(args, jaxpr.invars)
+    ]
+    made = interpret(tape, jaxpr, consts, local, outs)
+    return [v and _placed(tape, eqn, v, shape_of(eqn, k)) for k, v in enumerate(made)]
+
+
+def _placed(tape: Tape, eqn: Any, value: Value, shape: Sequence[int]) -> Value:
+    """A device's part of an array, or the array put together from all parts."""
+    if value.shape == tuple(shape):
+        return value
+    split = [k for k, (a, b) in enumerate(zip(value.shape, shape)) if a != b]
+    axes = [None if k in split else t for k, t in enumerate(value.axes)]
+    why = "shard_map splits the units over devices, and each sees a part of them"
+    out = tape.op(
+        eqn,
+        [value],
+        axes,
+        [same(value, *split)],
+        shape=shape,
+        known=value.known,
+        mixed=tuple((0, k) for k in split),
+        why=why,
+    )
+    for k in split:
+        tape.poison(out.axes[k], why, eqn)
+    return out
 
 
 def _is_activation(jaxpr: core.Jaxpr, limit: int = 30) -> bool:
@@ -266,7 +306,7 @@ def live_eqns(jaxpr: core.Jaxpr, wanted: tuple[bool, ...]) -> Live:
 
 
 def _needs(eqn: Any, outs: tuple[bool, ...]) -> Sequence[bool]:
-    if eqn.primitive in CALLS:
+    if eqn.primitive in CALLS or eqn.primitive in MAPS:
         return live_eqns(sub_jaxpr(eqn)[0], outs)[1]
     if eqn.primitive in SCANS:
         return _scan_needs(eqn, outs)[1]

@@ -100,6 +100,7 @@ def select(tape: Tape, eqn: Any, which: Value, *cases: Value) -> Value:
 @rule(
     primitives("neg", "abs", "real", "copy", "stop_gradient", "name", "device_put"),
     primitives("sharding_constraint", "reduce_precision"),
+    unlisted("reshard", "pvary"),
 )
 def keep(tape: Tape, eqn: Any, *ins: Value) -> Value:
     """The degree stays."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from volax.pairs.compat import primitives
+from volax.pairs.compat import primitives, unlisted
 from volax.pairs.rules.registry import rule, same, shape_of
 from volax.pairs.tape import Tape, Value
 
@@ -30,6 +30,14 @@ def reduce_keeping(tape: Tape, eqn: Any, x: Value) -> Value:
 def reduce_breaking(tape: Tape, eqn: Any, x: Value) -> Value:
     """Products over other axes are not followed as powers."""
     return _reduce(tape, eqn, x, law="zero", zero="lost")
+
+
+@rule(primitives("psum", "pmax", "pmin"), unlisted("psum_invariant"))
+def over_devices(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
+    """Sums and extremes over the devices of a mesh, entry by entry."""
+    if not all(isinstance(name, str) for name in eqn.params["axes"]):
+        raise ValueError("an axis of the array is reduced along with the mesh")
+    return [tape.op(eqn, [v], v.axes, [same(v)], shape=v.shape) for v in ins]
 
 
 @rule(primitives("argmax", "argmin"))
@@ -138,7 +146,10 @@ def top_k(tape: Tape, eqn: Any, x: Value) -> list[Value]:
 
 @rule(primitives("gather"))
 def gather(tape: Tape, eqn: Any, x: Value, index: Value) -> Value:
-    """A look-up: whole axes pass, looked-up axes are not followed."""
+    """A look-up: whole axes pass, looked-up axes are not followed.
+
+    A slice as long as its axis can only begin at 0, whatever the index says.
+    """
     d, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape = shape_of(eqn)
     axes: list[Any] = [None] * len(shape)
@@ -158,7 +169,7 @@ def gather(tape: Tape, eqn: Any, x: Value, index: Value) -> Value:
     rest = iter(d.offset_dims)
     for j, term in enumerate(x.axes):
         i = None if j in gone else next(rest)
-        if i is not None and sizes[j] == x.shape[j] and j not in d.start_index_map:
+        if i is not None and sizes[j] == x.shape[j]:
             if term is not None:
                 axes[i], links[0][i] = term, (j, 0)
         elif j not in d.operand_batching_dims:
@@ -208,4 +219,52 @@ def update_slice(
         meet="bias",
         mixed=tuple(mixed),
         why=why,
+    )
+
+
+@rule(primitives("scatter", "scatter_add", "scatter_max", "scatter_min"))
+def scatter(tape: Tape, eqn: Any, x: Value, index: Value, update: Value) -> Value:
+    """The mirror of a look-up: whole axes pass, axes written by index are mixed.
+
+    A window as long as its axis can only begin at 0, whatever the index says.
+    """
+    if eqn.primitive.name == "scatter" and eqn.params["update_jaxpr"] is not None:
+        raise ValueError("a function of the user's is applied to what is written")
+    d = eqn.params["dimension_numbers"]
+    links: tuple[dict, dict, dict] = ({}, {}, {})
+    axes: list[Any] = [None] * len(x.shape)
+    places = [i for i in range(len(update.shape)) if i not in d.update_window_dims]
+    mixed = [(2, len(index.shape) - 1)]
+    for k, i in enumerate(places):
+        tape.unify(index.axes[k], update.axes[i], eqn)
+        if k in d.scatter_indices_batching_dims:
+            j = d.operand_batching_dims[d.scatter_indices_batching_dims.index(k)]
+            for n, (v, a) in enumerate(((x, j), (update, i), (index, k))):
+                tape.unify(x.axes[j], v.axes[a], eqn)
+                if v.axes[a] is not None:
+                    links[n][j] = (a, 0)
+            axes[j] = x.axes[j]
+        else:
+            mixed += [(1, i), (2, k)]
+    rest = iter(d.update_window_dims)
+    for j, term in enumerate(x.axes):
+        if j in d.operand_batching_dims:
+            continue
+        i = None if j in d.inserted_window_dims else next(rest)
+        if i is not None and update.shape[i] == x.shape[j]:
+            tape.unify(term, update.axes[i], eqn)
+            if term is not None:
+                axes[j] = term
+                links[0][j], links[1][j] = (j, 0), (i, 0)
+        else:
+            mixed += [(0, j)] if i is None else [(0, j), (1, i)]
+    return tape.op(
+        eqn,
+        [x, update, index],
+        axes,
+        links,
+        law="update",
+        meet="producer" if x.fits_any else "bias",
+        mixed=tuple(mixed),
+        why="written to by index",
     )
