@@ -1,5 +1,7 @@
 """Key paths and masks over the spellings of the libraries."""
 
+import itertools
+
 import equinox as eqx
 import flax
 import flax.linen as nn
@@ -214,3 +216,20 @@ def test_the_momentum_of_parameters_called_value_is_scaled():
         up = jax.tree.map(lambda p: jnp.full_like(p, -1.0), tree)
         _, state = tx.update(up, tx.init(tree), tree)
         assert [float(m.max()) for m in jax.tree.leaves(state.inner_state)] == [0.0] * 2
+
+
+def test_an_entry_reaches_what_lies_below_it_and_nothing_beside_it():
+    names = ["l1", "l1/kernel", "l10/kernel", "a//b", "/a", "l1/"]
+    for entries in itertools.combinations(["", "l1", "l1/", "a", "a/", "/a", "l"], 2):
+        prefix = {key: k for k, key in enumerate(entries)}
+        tree = dict.fromkeys(names, 0.0)
+        above = {
+            name: [key for key in entries if masks.is_above(key, name)] for name in tree
+        }
+        unused = set(entries) - {""} - {key for keys in above.values() for key in keys}
+        if unused:
+            with pytest.raises(ValueError, match="stands above no leaf"):
+                masks.by_prefix(prefix, tree, "test")
+            continue
+        expected = {k: prefix[max(keys, key=len)] for k, keys in above.items() if keys}
+        assert masks.by_prefix(prefix, tree, "test") == expected

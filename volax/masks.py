@@ -158,7 +158,7 @@ def by_prefix(prefix: Any, tree: Any, what: str) -> dict[str, Any]:
         raw = jax.tree_util.keystr(path, simple=True, separator="/")
         name = key_path(path)
         names.append(name)
-        above = [k for k in entries if is_above(k, raw) or is_above(k, name)]
+        above = [k for k in {*_places(raw), *_places(name)} if k in entries]
         used.update(above)
         if above:
             values[name] = entries[max(above, key=len)]
@@ -167,6 +167,12 @@ def by_prefix(prefix: Any, tree: Any, what: str) -> dict[str, Any]:
             f"{what}: the entry {key!r} stands above no leaf; {nearest(key, names)}"
         )
     return values
+
+
+def _places(path: str) -> list[str]:
+    """The key paths at or above one, the root ``""`` among them."""
+    ends = [i for i, letter in enumerate(path) if letter == "/"]
+    return ["", *(path[:end] for end in ends), path]
 
 
 def is_above(key: str, path: str) -> bool:

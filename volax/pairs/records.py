@@ -15,6 +15,8 @@ Records are plain frozen data: hashable, comparable, and never callable.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -290,14 +292,22 @@ def check_disjoint(groups: Sequence[Group], leaves: Mapping[str, Any]) -> None:
       ValueError: two producers, or two consumers, share elements of a parameter.
     """
     for side in ("producers", "consumers"):
-        seen: dict[str, list[tuple[tuple[frozenset[int], ...], Group]]] = {}
+        shared: dict[str, list[tuple[Member, Group]]] = {}
         for group in groups:
             for m in getattr(group, side):
-                taken = m.elements(jnp.shape(leaves[m.path]))
-                for other, owner in seen.setdefault(m.path, []):
-                    if all(a & b for a, b in zip(taken, other)):
-                        raise ValueError(
-                            f"{m.path!r} is a {m.role} of two pairs whose units "
-                            f"overlap: {owner.name} and {group.name}"
-                        )
-                seen[m.path].append((taken, group))
+                shared.setdefault(m.path, []).append((m, group))
+        for path, owners in shared.items():
+            shape = jnp.shape(leaves[path])
+            for (m, one), (n, other) in itertools.combinations(owners, 2):
+                if _overlap(m, n, shape):
+                    raise ValueError(
+                        f"{path!r} is a {m.role} of two pairs whose units "
+                        f"overlap: {one.name} and {other.name}"
+                    )
+
+
+@functools.lru_cache(maxsize=4096)  # the records are the same at every step
+def _overlap(one: Member, other: Member, shape: tuple[int, ...]) -> bool:
+    """Whether two members share entries of a parameter of this shape."""
+    both = zip(one.elements(shape), other.elements(shape))
+    return not any(a.isdisjoint(b) for a, b in both)
