@@ -5,12 +5,17 @@ the modules that are already loaded.
 """
 
 import dataclasses
+import functools
+import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from volax import _equinox, _modules, _nnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,30 +38,41 @@ class Traceable:
 
 
 def traceable(
-    fn: Any, args: tuple[Any, ...], state_args: Any, state_outputs: Any, what: str
+    fn: Any,
+    args: tuple[Any, ...],
+    state_args: Any,
+    state_outputs: Any,
+    what: str,
+    keywords: Mapping[str, Any] | None = None,
 ) -> Traceable:
     """Splits what the user gave into a function, parameters and inputs.
 
     Args:
       fn: a function of parameters and inputs, an ``nnx.Module``, a Linen module or
-        its ``apply``, or an Equinox module.
+        its ``apply``, or an Equinox module; or a ``functools.partial`` of one.
       args: the parameters and inputs, or for a module that holds its parameters the
         inputs alone.
       state_args: places of the state among the inputs.
       state_outputs: places of the written-back state among the results.
       what: who asks, for errors.
+      keywords: further arguments of ``fn``; they are not traced.
 
     Returns:
       The model in one form.
 
     Raises:
-      ValueError: no parameters were given, or ``fn`` is not callable.
+      ValueError: no parameters were given, ``fn`` is not callable, or it hides the
+        module that holds its parameters.
     """
-    states, written = _places(state_args), _places(state_outputs)
-    nnx, linen = _loaded("flax.nnx"), _loaded("flax.linen")
-    equinox = _loaded("equinox")
-    if nnx is not None and isinstance(fn, nnx.Module):
-        return _from_nnx(nnx, fn, args)
+    keywords = dict(keywords or {})
+    while isinstance(fn, functools.partial):
+        fn, args, keywords = fn.func, (*fn.args, *args), {**fn.keywords, **keywords}
+    if _modules.is_module(getattr(fn, "__self__", None)) and hasattr(fn, "__func__"):
+        fn, args = fn.__func__, (fn.__self__, *args)
+    elif _modules.is_module(fn) and not _equinox.is_wrapper(fn) and callable(fn):
+        fn, args = _called, (fn, *args)
+    _check_visible(fn, what)
+    linen = _loaded("flax.linen")
     if linen is not None and isinstance(fn, linen.Module):
         if not args or not isinstance(args[0], Mapping):
             raise ValueError(
@@ -64,77 +80,115 @@ def traceable(
                 f"as in {what}(module, variables, x)"
             )
         fn = fn.apply
-    if equinox is not None and isinstance(fn, equinox.Module) and callable(fn):
-        return _from_equinox(fn, args)
     if not callable(fn) or not args:
         raise ValueError(
             f"{what}: expected fn(params, *inputs), an nnx, Linen or Equinox module, "
             f"got {type(fn).__name__} with {len(args)} further arguments"
         )
+    fn = functools.partial(fn, **keywords) if keywords else fn
     params, *inputs = args
+    states = _places(state_args, len(inputs), f"{what}: state_args")
+    written = _places(state_outputs, None, f"{what}: state_outputs")
+    given = Traceable(fn, params, tuple(inputs), states, written)
+    if _nnx.is_module(params):
+        return _from_nnx(given)
+    if _equinox.holds_module(params):
+        return _from_equinox(given)
     if isinstance(params, Mapping) and "params" in params and len(params) > 1:
-        return _from_collections(fn, params, tuple(inputs), states, written)
-    return Traceable(fn, params, tuple(inputs), states, written)
+        return _from_collections(given)
+    return given
 
 
-def _places(given: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (given,) if isinstance(given, int) else tuple(given)
+def _called(model: Any, *inputs: Any, **keywords: Any) -> Any:
+    """A module as a function of itself and its inputs."""
+    return model(*inputs, **keywords)
+
+
+def _places(given: int | tuple[int, ...], count: int | None, what: str) -> Any:
+    """Places in a tuple of ``count``; those counted from the end may be negative."""
+    places = (given,) if isinstance(given, int) else tuple(given)
+    if count is None:
+        return places
+    for place in places:
+        if not -count <= place < count:
+            raise ValueError(f"{what}: {place} is no place among {count} inputs")
+    return tuple(place % count for place in places)
+
+
+def _check_visible(fn: Any, what: str) -> None:
+    """Refuses a wrapped module, whose arrays the trace would take for constants."""
+    module = _wrapped_module(fn) if callable(fn) else None
+    if module is not None and jax.tree.leaves(_modules.split(module)[0]):
+        raise ValueError(
+            f"{what}: the function wraps a module ({type(module).__name__}) and hides "
+            f"its arrays; give the module as the parameters, as in {what}(lambda "
+            "model, x: jax.vmap(model)(x), model, x)"
+        )
+
+
+def _wrapped_module(fn: Any) -> Any:
+    """The module around which ``jax.vmap`` and the like made this function."""
+    if fn is None or _modules.is_module(fn):
+        return fn
+    inside = [getattr(fn, "__wrapped__", None)]
+    if inspect.isfunction(fn) and fn.__code__.co_filename.startswith(_JAX):
+        # Where the module has attributes of its own, JAX does not set __wrapped__.
+        cells = (cell.cell_contents for cell in fn.__closure__ or ())
+        inside += [x for x in cells if _modules.is_module(x) or inspect.isfunction(x)]
+    return next((x for x in map(_wrapped_module, inside) if x is not None), None)
+
+
+_JAX = os.path.dirname(jax.__file__)
 
 
 def _loaded(name: str) -> Any:
     return sys.modules.get(name)
 
 
-def _from_nnx(nnx: Any, model: Any, args: tuple[Any, ...]) -> Traceable:
+def _from_nnx(given: Traceable) -> Traceable:
     """Everything that is no ``nnx.Param`` has to be traced: closing over it fails."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    from flax import nnx
+
+    graph, params, rest = nnx.split(given.params, nnx.Param, ...)
+    written = given.state_outputs
 
     def fn(params: Any, rest: Any, *inputs: Any) -> Any:
         whole = nnx.merge(graph, params, rest)
-        result = whole(*inputs)
-        return result, nnx.split(whole, nnx.Param, ...)[2]
+        result = given.fn(whole, *inputs)
+        after = nnx.split(whole, nnx.Param, ...)[2]
+        return (*result, after) if written else (result, after)
 
-    return Traceable(fn, params, (rest, *args), (0,), (1,))
+    states = (0, *(k + 1 for k in given.states))
+    # One result more at the end moves the places that are counted from there.
+    places = (*(k if k >= 0 else k - 1 for k in written), -1)
+    return Traceable(fn, params, (rest, *given.inputs), states, places)
 
 
-def _from_equinox(model: Any, args: tuple[Any, ...]) -> Traceable:
+def _from_equinox(given: Traceable) -> Traceable:
     """Floating-point arrays are trained, as ``eqx.filter_grad`` has it."""
 
     def trained(x: Any) -> bool:
-        array = isinstance(x, jax.Array | jax.ShapeDtypeStruct) or hasattr(
-            x, "__array__"
-        )
-        return array and jnp.issubdtype(x.dtype, jnp.floating)
+        return _equinox.is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
 
-    params = jax.tree.map(lambda x: x if trained(x) else None, model)
-    rest = jax.tree.map(lambda x: None if trained(x) else x, model)
+    params, merge = _equinox.split(given.params, trained)
 
     def fn(params: Any, *inputs: Any) -> Any:
-        whole = jax.tree.map(
-            lambda a, b: b if a is None else a,
-            params,
-            rest,
-            is_leaf=lambda x: x is None,
-        )
-        return whole(*inputs)
+        return given.fn(merge(params), *inputs)
 
-    return Traceable(fn, params, args)
+    return dataclasses.replace(given, fn=fn, params=params)
 
 
-def _from_collections(
-    fn: Callable[..., Any],
-    variables: Any,
-    inputs: tuple[Any, ...],
-    states: tuple[int, ...],
-    written: tuple[int, ...],
-) -> Traceable:
+def _from_collections(given: Traceable) -> Traceable:
     """Linen variables: every collection but ``params`` is state."""
-    rest = {k: v for k, v in variables.items() if k != "params"}
+    rest = {k: v for k, v in given.params.items() if k != "params"}
 
     def apply(params: Any, rest: Any, *inputs: Any) -> Any:
-        return fn({**params, **rest}, *inputs)
+        return given.fn({**params, **rest}, *inputs)
 
-    shifted = (0, *(k + 1 for k in states))
     return Traceable(
-        apply, {"params": variables["params"]}, (rest, *inputs), shifted, written
+        apply,
+        {"params": given.params["params"]},
+        (rest, *given.inputs),
+        (0, *(k + 1 for k in given.states)),
+        given.state_outputs,
     )

@@ -26,6 +26,7 @@ def check_groups(
     state_outputs: int | tuple[int, ...] = (),
     tolerance: float | None = None,
     seed: int = 0,
+    **keywords: Any,
 ) -> tuple[float, ...]:
     r"""Proves by running the program that what was found holds.
 
@@ -57,6 +58,7 @@ def check_groups(
         where that is more, ten times the difference that rounding errors in the
         parameters make.
       seed: of all random numbers.
+      **keywords: as in :func:`find_groups`.
 
     Returns:
       For each group the largest relative difference.
@@ -76,7 +78,7 @@ def check_groups(
       >>> max(check_groups(pairs, mlp, params, jnp.ones((4, 3)))) < 1e-3
       True
     """
-    program = _Program(traceable(fn, args, (), state_outputs, "check_groups"))
+    program = _Program(traceable(fn, args, (), state_outputs, "check_groups", keywords))
     rng = np.random.default_rng(seed)
     listed = (groups,) if isinstance(groups, Group) else tuple(groups)
     fitted = [program.fit(group) for group in listed]

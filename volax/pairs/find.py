@@ -12,6 +12,7 @@ def find_groups(
     state_args: int | tuple[int, ...] = (),
     state_outputs: int | tuple[int, ...] = (),
     ignore: Any = (),
+    **keywords: Any,
 ) -> Groups:
     """Finds every set of parameter axes that share their units.
 
@@ -23,7 +24,8 @@ def find_groups(
     Args:
       fn: ``fn(params, *inputs)``; or an ``nnx.Module`` or Equinox module (then only
         the inputs follow), or a Linen module or its ``apply`` (then the variables and
-        the inputs follow).
+        the inputs follow). The parameters of a function may be such a module, as in
+        ``find_groups(lambda model, x: jax.vmap(model)(x), model, x)``.
       *args: the parameters and the inputs. Arrays that are not trained (running
         statistics) should be inputs too: what ``fn`` closes over cannot be cut.
       state_args: places among the inputs that hold state, which may be cut together
@@ -34,13 +36,15 @@ def find_groups(
         that a library keeps among its parameters: key paths (of leaves or of what
         stands above them) or a mask such as :func:`volax.path_matches`. They are
         data to the search: nothing that lies along one of them is reported.
+      **keywords: given to ``fn`` (for a Linen module, to its ``apply``) as they are,
+        not traced, such as ``train=False``.
 
     Returns:
       The groups, pairs among them, in the order of the parameters.
 
     Raises:
-      ValueError: ``fn`` cannot be traced, or uses none of the parameters; ``ignore``
-        names no parameter.
+      ValueError: ``fn`` cannot be traced, uses none of the parameters, or hides them,
+        as ``jax.vmap(module)`` does; ``ignore`` names no parameter.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -51,7 +55,7 @@ def find_groups(
       >>> groups[0].name, groups[0].homogeneous
       ('w1 -> w2', False)
     """
-    given = traceable(fn, args, state_args, state_outputs, "find_groups")
+    given = traceable(fn, args, state_args, state_outputs, "find_groups", keywords)
     return _search(given, ignore, "find_groups")
 
 
@@ -61,6 +65,7 @@ def find_pairs(
     state_args: int | tuple[int, ...] = (),
     state_outputs: int | tuple[int, ...] = (),
     ignore: Any = (),
+    **keywords: Any,
 ) -> Groups:
     """Finds the pairs: groups whose units can be rescaled for free.
 
@@ -70,13 +75,15 @@ def find_pairs(
       state_args: as in :func:`find_groups`.
       state_outputs: as in :func:`find_groups`.
       ignore: as in :func:`find_groups`.
+      **keywords: as in :func:`find_groups`.
 
     Returns:
       The pairs, ready for ``path_prox``; ``refused`` also lists the groups that are no
       pairs.
 
     Raises:
-      ValueError: ``fn`` cannot be traced, or uses none of the parameters.
+      ValueError: ``fn`` cannot be traced, uses none of the parameters, or hides them,
+        as ``jax.vmap(module)`` does.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -90,7 +97,7 @@ def find_pairs(
       refused:
         w2 axis 1: the units reach the output (...)
     """
-    given = traceable(fn, args, state_args, state_outputs, "find_pairs")
+    given = traceable(fn, args, state_args, state_outputs, "find_pairs", keywords)
     return _search(given, ignore, "find_pairs").pairs
 
 

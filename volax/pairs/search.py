@@ -51,7 +51,7 @@ def search(given: Traceable, what: str, ignore: Any = ()) -> Groups:
             else:
                 data.append(value)
     outs = interpret(tape, closed.jaxpr, closed.consts, arrays)
-    _mark_outputs(tape, outs, result, given.state_outputs)
+    _mark_outputs(tape, outs, result, given.state_outputs, what)
     tape.read |= {v for v in outs if v is not None}
     read = {v for op in tape.ops for v in op.ins} | tape.read
     if not read & set(params.values()):
@@ -132,10 +132,18 @@ def _value(tape: Tape, leaf: Any, path: str, ignored: bool) -> Value:
     return value
 
 
-def _mark_outputs(tape: Tape, outs: Any, result: Any, state_outputs: Any) -> None:
+def _mark_outputs(
+    tape: Tape, outs: Any, result: Any, state_outputs: Any, what: str
+) -> None:
     """Units that reach an output are refused, unless it writes state back."""
     flat = jax.tree_util.tree_flatten_with_path(result)[0]
-    count = len(result) if isinstance(result, tuple | list) else 1
+    count = len(result) if isinstance(result, tuple | list) else 0
+    for place in state_outputs:
+        if not -count <= place < count:
+            raise ValueError(
+                f"{what}: state_outputs: {place} is no place in what fn returns, "
+                + (f"a tuple of {count}" if count else "which is no tuple")
+            )
     places = {k % count for k in state_outputs}
     for (path, _), value in zip(flat, outs):
         if path and getattr(path[0], "idx", None) in places:
