@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             # One of the four below, which hold the arguments of each.
             "regularizer": "adamw",
             "adamw": {"weight_decay": 0.1},
-            "volumize": {"volume": 0.2, "alpha": 0.0},
+            "volumize": {"volume": 0.2, "alpha": 0.0, "mask": "all"},
             "lp_decay": {"strength": 0.02, "p": 0.5, "snap_below": 1e-6},
             "path_prox": {"strength": 0.035, "normalize": "project"},
         }

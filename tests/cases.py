@@ -29,7 +29,7 @@ class Case(NamedTuple):
         return tx if self.alone else optax.chain(optax.sgd(0.1), tx)
 
 
-def volumized_momentum(volume, alpha=0.0, mask=None):
+def volumized_momentum(volume, alpha=0.0, mask="all"):
     return volax.volumized(optax.sgd(0.1, 0.9), volume, alpha, mask=mask)
 
 
@@ -39,9 +39,11 @@ def _case(factory, alone=False, **kwargs):
 
 RATE = {"learning_rate": 0.1}
 CASES = {
-    "volumize": _case(volax.volumize, volume=0.3),
-    "volumize-elastic": _case(volax.volumize, volume=0.3, alpha=-0.5),
-    "volumize-relative": _case(volax.volumize, volume=volax.relative_to_init(0.5)),
+    "volumize": _case(volax.volumize, volume=0.3, mask="all"),
+    "volumize-elastic": _case(volax.volumize, volume=0.3, alpha=-0.5, mask="all"),
+    "volumize-relative": _case(
+        volax.volumize, volume=volax.relative_to_init(0.5), mask="all"
+    ),
     "volumized": _case(volumized_momentum, True, volume=0.3, alpha=-0.5),
     "lp_decay-0.8": _case(volax.lp_decay, **RATE, strength=0.5, p=0.8),
     "lp_decay-1": _case(volax.lp_decay, **RATE, strength=0.5, p=1.0),

@@ -68,7 +68,7 @@ def exact(x):
 )
 def test_no_weight_leaves_the_volume(x64, p_dtype, u_dtype, seed, volume, alpha, how):
     params, updates = draw(seed, p_dtype, u_dtype, spread=volume)
-    new = apply(volax.volumize(volume, alpha), params, updates, how)
+    new = apply(volax.volumize(volume, alpha, mask="all"), params, updates, how)
     assert new.dtype == p_dtype
     assert np.max(np.abs(exact(new))) <= volume
     # The wall does not pull weights in: a clipped weight sits a few ulp below at most.
@@ -90,7 +90,7 @@ def test_a_wall_that_is_an_array_bounds_as_well(dtype, kind):
         "schedule": optax.constant_schedule(wall),
         "relative": volax.relative_to_init(0.3),
     }[kind]
-    new = apply(volax.volumize(volume), params, updates, "jitted")
+    new = apply(volax.volumize(volume, mask="all"), params, updates, "jitted")
     assert np.max(np.abs(exact(new))) <= float(wall)
 
 
@@ -103,7 +103,7 @@ def test_every_16_bit_weight_lands_inside(dtype, volume, how):
     params = params[jnp.abs(params) < jnp.finfo(dtype).max / 4]
     for step in (0.0, 3 * volume, -volume / 3):
         updates = jnp.full(params.shape, step, dtype)
-        new = exact(apply(volax.volumize(volume), params, updates, how))
+        new = exact(apply(volax.volumize(volume, mask="all"), params, updates, how))
         assert np.max(np.abs(new)) <= volume
 
 
@@ -179,8 +179,8 @@ def test_no_wall_and_no_strength_change_nothing(x64, p_dtype, u_dtype, how):
     p, u = draw(6, p_dtype, u_dtype)
     plain = exact(apply(optax.identity(), p, u, how))
     for tx in (
-        volax.volumize(np.inf),
-        volax.volumize(0.1, 1.0),
+        volax.volumize(np.inf, mask="all"),
+        volax.volumize(0.1, 1.0, mask="all"),
         volax.lp_decay(0.1, 0.0, 1.0, mask="all"),
         volax.lp_decay(0.0, 0.1, 0.5, mask="all"),
         volax.lp_decay(0.1, optax.constant_schedule(0.0), 0.7, mask="all"),
@@ -190,7 +190,7 @@ def test_no_wall_and_no_strength_change_nothing(x64, p_dtype, u_dtype, how):
 
 @pytest.mark.parametrize("alpha", [0.0, -0.5, -1.0])
 def test_a_box_smaller_than_the_overshoot(alpha):
-    tx = volax.volumize(0.1, alpha)
+    tx = volax.volumize(0.1, alpha, mask="all")
     new = apply(tx, jnp.array([0.0, 0.0]), jnp.array([50.0, -jnp.inf]), "eager")
     assert np.max(np.abs(exact(new))) <= 0.1
 
@@ -240,7 +240,7 @@ def test_a_bad_weight_does_not_spread(tx, bad, where):
 def test_an_infinite_step_stops_at_the_wall_and_nan_stays():
     params, updates = jnp.zeros(3), jnp.array([jnp.inf, -jnp.inf, jnp.nan])
     for alpha in (0.0, optax.constant_schedule(0.0)):
-        new = apply(volax.volumize(0.5, alpha), params, updates, "jitted")
+        new = apply(volax.volumize(0.5, alpha, mask="all"), params, updates, "jitted")
         np.testing.assert_array_equal(new, [0.5, -0.5, np.nan])
 
 

@@ -5,6 +5,7 @@ import itertools
 import equinox as eqx
 import flax
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +67,8 @@ TREE = {
         (volax.path_matches("^l2/"), {"l2/0", "l2/1"}),
         (volax.unpaired([volax.pair("l1/kernel", "l2/0")]), {"l2/1"}),
         (volax.unpaired(volax.pair("l1/kernel", "l2/0")), {"l2/1"}),
+        (volax.paired([volax.pair("l1/kernel", "l2/0")]), {"l1/kernel", "l2/0"}),
+        (volax.paired(volax.pair("l2/1", "l2/0", bias="l1/bias")), {"l2/0", "l2/1"}),
         ({"l1": True, "l2": [False, True]}, {"l1/kernel", "l1/bias", "l2/1"}),
         ({"l1": {"kernel": np.True_, "bias": False}, "l2": False}, {"l1/kernel"}),
         (lambda p: jax.tree.map(lambda x: x.ndim == 3, p), {"l2/1"}),
@@ -75,6 +78,82 @@ def test_selection(mask, expected):
     assert masks.selected(mask, TREE, "test") == expected
     shapes = jax.eval_shape(lambda: TREE)
     assert masks.selected(mask, shapes, "test") == expected
+
+
+class Attention(nnx.Module):
+    def __init__(self, rngs):
+        self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
+        self.norm = nnx.LayerNorm(4, rngs=rngs)
+        self.embed = nnx.Embed(3, 4, rngs=rngs)
+
+
+def haiku_net(x):
+    x = hk.Conv2D(3, 3, data_format="NCHW")(x)
+    x = hk.BatchNorm(True, True, 0.9, data_format="NCHW")(x, is_training=True)
+    return hk.Linear(2)(x.reshape(len(x), -1))
+
+
+ATTENTION_KERNELS = {f"attention/{k}/kernel" for k in ("query", "key", "value", "out")}
+MODELS = {
+    "nnx": (
+        lambda: nnx.state(Attention(nnx.Rngs(0)), nnx.Param),
+        {*ATTENTION_KERNELS, "embed/embedding"},
+    ),
+    "linen, stacked": (
+        lambda: nn.vmap(
+            nn.Dense, {"params": 0}, {"params": True}, in_axes=None, axis_size=3
+        )(4).init(jax.random.key(0), jnp.ones((2, 4)))["params"],
+        {"kernel"},
+    ),
+    "equinox": (
+        lambda: eqx.filter(
+            eqx.nn.Conv2d(1, 2, 3, key=jax.random.key(0)), eqx.is_inexact_array
+        ),
+        {"weight"},
+    ),
+    "haiku": (
+        lambda: hk.transform_with_state(haiku_net).init(
+            jax.random.key(0), jnp.ones((1, 1, 4, 4))
+        )[0],
+        {"conv2_d/w", "linear/w"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_biases_and_scales_of_the_libraries_are_no_matrices(name):
+    make, expected = MODELS[name]
+    tree = jax.eval_shape(make)
+    chosen = masks.selected("matrices", tree, "test")
+    assert chosen - {"conv2_d/b"} == expected  # no name for Haiku alone
+    left = [x for k, x in masks.named_leaves(tree).items() if k not in chosen]
+    assert any(jnp.ndim(x) > 1 for x in left)
+
+
+def test_every_rule_leaves_vectors_alone_by_default():
+    params = {
+        "norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
+        "attention": {"kernel": jnp.ones((2, 2, 2)), "bias": jnp.ones((2, 2))},
+    }
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    for tx in (
+        volax.volumize(0.05),
+        volax.volumized(optax.sgd(0.1, 0.9), 0.05),
+        volax.volumized_adam(0.1, 0.05),
+        volax.lp_decay(0.1, 0.5, 1.0),
+        volax.lp_adam(0.1, 0.5, 1.0),
+        volax.lp_sgd(0.1, 0.5, 1.0),
+    ):
+        updates, _ = tx.update(zeros, tx.init(params), params)
+        changed = {k for k, u in masks.named_leaves(updates).items() if bool(u.any())}
+        assert changed == {"attention/kernel"}
+
+
+def test_vectors_alone_are_not_left_alone_in_silence():
+    params = {"a": jnp.ones(3), "bias": jnp.ones((2, 2))}
+    tx = volax.volumize(0.5)
+    with pytest.raises(ValueError, match=r"'matrices' selects none .*mask='all'"):
+        tx.update(params, tx.init(params), params)
 
 
 def test_our_masks_serve_optax():
@@ -93,6 +172,7 @@ def test_nothing_of_ours_is_callable():
         volax.member("a"),
         volax.path_matches("a"),
         volax.unpaired(pair),
+        volax.paired(pair),
         volax.relative_to_init(1.0),
     ]
     assert not any(callable(x) for x in ours)
@@ -104,7 +184,7 @@ def test_a_volume_for_each_layer():
         "l1": {"kernel": 0.1, "bias": optax.linear_schedule(0.2, 0.1, 1)},
         "l2": volax.relative_to_init(0.5),
     }
-    tx = volax.volumize(volumes)
+    tx = volax.volumize(volumes, mask="all")
     params, state = TREE, tx.init(TREE)
     for bound in (0.2, 0.1):
         updates, state = tx.update(params, state, params)
@@ -117,7 +197,7 @@ def test_a_volume_for_each_layer():
 
 def test_relative_volumes_take_the_magnitude_and_leave_zero_leaves_free():
     params = {"skewed": jnp.array([0.1, -2.0]), "zero": jnp.zeros(2)}
-    tx = volax.volumize(volax.relative_to_init(1.5))
+    tx = volax.volumize(volax.relative_to_init(1.5), mask="all")
     updates, _ = tx.update(
         jax.tree.map(lambda x: jnp.full_like(x, 10.0), params), tx.init(params), params
     )

@@ -14,6 +14,8 @@ from flax import nnx
 
 import volax
 
+# Most parameters here are vectors.
+volumized = functools.partial(volax.volumized, mask="all")
 OPTIMIZERS = {
     "sgd": lambda: optax.sgd(0.1, 0.9),
     "nesterov": lambda: optax.sgd(0.1, 0.9, nesterov=True),
@@ -57,11 +59,11 @@ def test_a_reversed_gradient_moves_the_weight_at_the_next_step(name):
     make = OPTIMIZERS[name]
     glued = steps_until_it_moves(optax.chain(make(), volax.volumize(1.0)))
     assert glued > 1
-    assert steps_until_it_moves(volax.volumized(make(), 1.0)) == 1
+    assert steps_until_it_moves(volumized(make(), 1.0)) == 1
 
 
 def test_inside_multi_steps_too():
-    tx = volax.volumized(optax.MultiSteps(optax.adam(0.1), 1), 1.0)
+    tx = volumized(optax.MultiSteps(optax.adam(0.1), 1), 1.0)
     assert steps_until_it_moves(tx) == 1
 
 
@@ -69,7 +71,7 @@ def test_inside_multi_steps_too():
 def test_the_moment_is_scaled_where_the_wall_was_hit_and_only_there(alpha):
     params = {"w": jnp.array([0.9, 0.0, -0.9])}
     g = {"w": jnp.array([-1.0, -1.0, 1.0])}
-    tx = volax.volumized(optax.sgd(0.5, 0.9), 1.0, alpha)
+    tx = volumized(optax.sgd(0.5, 0.9), 1.0, alpha)
     _, state = tx.update(g, tx.init(params), params)
     expected = np.array([-alpha, -1.0, alpha])
     np.testing.assert_array_equal(optax.tree.get(state, "trace")["w"], expected)
@@ -81,7 +83,7 @@ def test_the_wall_is_hit_where_the_tentative_weight_lies_outside(dtype, jitted):
     wall, rng = 0.1, np.random.default_rng(0)
     p = jnp.asarray(rng.uniform(-2 * wall, 2 * wall, 4000), dtype)
     g = jnp.asarray(rng.normal(size=4000) * wall, dtype)
-    tx = volax.volumized(optax.sgd(1.0, 0.9), wall)
+    tx = volumized(optax.sgd(1.0, 0.9), wall)
     update = jax.jit(tx.update) if jitted else tx.update
     _, state = update({"w": g}, tx.init({"w": p}), {"w": p})
     tentative = np.asarray(p, float) - np.asarray(g, float)
@@ -95,7 +97,7 @@ def test_the_wall_is_hit_where_the_tentative_weight_lies_outside(dtype, jitted):
 
 def test_a_narrow_weight_at_the_wall_gathers_momentum_to_leave_it():
     params = {"w": jnp.array([0.25], jnp.bfloat16)}  # the ulp below is 2**-10
-    tx = volax.volumized(optax.sgd(1e-4, 0.9), 0.25)
+    tx = volumized(optax.sgd(1e-4, 0.9), 0.25)
     state = tx.init(params)
     for _ in range(8):
         updates, state = tx.update({"w": jnp.ones(1, jnp.bfloat16)}, state, params)
@@ -106,7 +108,7 @@ def test_a_narrow_weight_at_the_wall_gathers_momentum_to_leave_it():
 def test_masked_leaves_keep_their_moment():
     params = {"in": jnp.array([0.9]), "out": jnp.array([0.9])}
     mask = volax.path_matches("in")
-    tx = volax.volumized(optax.sgd(1.0, 0.9), 1.0, mask=mask)
+    tx = volumized(optax.sgd(1.0, 0.9), 1.0, mask=mask)
     updates, state = tx.update(
         jax.tree.map(lambda x: -x, params), tx.init(params), params
     )
@@ -118,11 +120,11 @@ def test_masked_leaves_keep_their_moment():
 
 def test_a_field_of_another_name():
     params = {"w": jnp.array([[0.9]])}
-    tx = volax.volumized(optax.contrib.adopt(1.0), 1.0, momentum=("mu",))
+    tx = volumized(optax.contrib.adopt(1.0), 1.0, momentum=("mu",))
     chex.assert_trees_all_equal_shapes(
         tx.update(params, tx.init(params), params)[0], params
     )
-    tx = volax.volumized(optax.adan(1.0), 1.0, momentum="m")
+    tx = volumized(optax.adan(1.0), 1.0, momentum="m")
     _, state = tx.update({"w": jnp.array([[-1.0]])}, tx.init(params), params)
     assert float(optax.tree.get(state, "m")["w"][0, 0]) == 0
 
@@ -147,10 +149,10 @@ def scanned(tx, params, grads):
 @pytest.mark.parametrize("every", [1, 2])
 def test_steps_inward_below_an_ulp_leave_the_wall(start, alpha, every):
     """The first step is 2e-8, a third of the ulp below 1."""
-    tx = volax.volumized(optax.sgd(1e-3, momentum=0.9), 1.0, alpha)
+    tx = volumized(optax.sgd(1e-3, momentum=0.9), 1.0, alpha)
     if every > 1:
         inner = optax.MultiSteps(optax.sgd(1e-3, momentum=0.9), every)
-        tx = volax.volumized(inner, 1.0, alpha)
+        tx = volumized(inner, 1.0, alpha)
     params, _ = scanned(tx, jnp.array([start]), jnp.full((10_000, 1), 2e-5 * start))
     # Momentum makes every step ten times the gradient's. Steps of 3 ulps round.
     moved = 1 - abs(float(params[0]))
@@ -167,7 +169,7 @@ def test_static_and_traced_alpha_hit_alike(x64, dtype, u_dtype):
     sizes = 10.0 ** rng.uniform(-9, 0, 400)
     noise = rng.normal(size=(300, 400)) + rng.choice([-1, 0, 1], 400)
     grads = jnp.asarray(sizes * noise, u_dtype)
-    make = functools.partial(volax.volumized, optax.sgd(0.1, 0.9), 1.0)
+    make = functools.partial(volumized, optax.sgd(0.1, 0.9), 1.0)
     static = scanned(make(0.0), params, grads)
     traced = scanned(make(jnp.float32(0.0)), params, grads)
     chex.assert_trees_all_equal(static[0], traced[0])
@@ -179,7 +181,7 @@ def test_static_and_traced_alpha_hit_alike(x64, dtype, u_dtype):
 @pytest.mark.parametrize("make", [lambda: optax.adafactor(0.1), lambda: optax.sgd(0.1)])
 def test_no_moment_is_an_error(make):
     params = {"w": jnp.ones((2, 2))}
-    tx = volax.volumized(make(), 1.0)
+    tx = volumized(make(), 1.0)
     with pytest.raises(ValueError, match=r"no field named mu or trace or ema.* for w;"):
         tx.update(params, tx.init(params), params)
 
@@ -191,11 +193,11 @@ def test_leaves_whose_optimizer_has_no_moment_are_named(other):
     params = {k: jnp.full((2, 2), 0.9) for k in "abcdefg"}
     labels = {k: "with" if k < "c" else "without" for k in params}
     optimizers = {"with": optax.adam(0.1), "without": other()}
-    tx = volax.volumized(optax.partition(optimizers, labels), 1.0)
+    tx = volumized(optax.partition(optimizers, labels), 1.0)
     with pytest.raises(ValueError, match=r"for c, d, e and 2 more leaves; .*mask=.*"):
         tx.update(params, tx.init(params), params)
     mask = {k: label == "with" for k, label in labels.items()}
-    tx = volax.volumized(optax.partition(optimizers, labels), 1.0, mask=mask)
+    tx = volumized(optax.partition(optimizers, labels), 1.0, mask=mask)
     tx.update(params, tx.init(params), params)
 
 
@@ -239,7 +241,7 @@ def test_only_the_first_moment_is_scaled_whatever_parts_are_called(tree, wrapped
     params = NESTED[tree](jnp.array([0.9, 0.0]))
     grads = jax.tree.map(lambda x: -jnp.ones_like(x), params)
     plain = WRAPPED[wrapped](0.5)
-    tx = volax.volumized(plain, 1.0)
+    tx = volumized(plain, 1.0)
     _, state = tx.update(grads, tx.init(params), params)
     _, expected = plain.update(grads, plain.init(params), params)
     hit, free = np.float32([0.0, -0.1])
@@ -266,7 +268,7 @@ def test_the_moment_is_scaled_in_an_nnx_optimizer():
             self.trace = nnx.List([nnx.Linear(2, 2, use_bias=False, rngs=rngs)])
 
     model = Net(nnx.Rngs(0))
-    tx = volax.volumized(optax.adam(10.0), 0.5)
+    tx = volumized(optax.adam(10.0), 0.5)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
     optimizer.update(model, grads)
@@ -279,7 +281,7 @@ def test_the_moment_is_scaled_in_an_nnx_optimizer():
 
 def test_moments_in_bfloat16_stay_bfloat16():
     params = {"w": jnp.array([[0.9]])}
-    tx = volax.volumized(optax.adam(1.0, mu_dtype=jnp.bfloat16), 1.0, -0.3)
+    tx = volumized(optax.adam(1.0, mu_dtype=jnp.bfloat16), 1.0, -0.3)
     state = tx.init(params)
     _, after = tx.update({"w": jnp.array([[-1.0]])}, state, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)

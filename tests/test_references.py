@@ -70,7 +70,7 @@ def assert_equal_in_float64(tx, rule, shapes, optimizer, size=1.0):
 @pytest.mark.parametrize("alpha", [0.0, 0.5, -0.5, -1.0, 1.0])
 def test_volumize_equals_its_definition(x64, name, alpha):
     make, expected = OPTIMIZERS[name]
-    tx = optax.chain(make(exact_schedule), volax.volumize(0.7, alpha))
+    tx = optax.chain(make(exact_schedule), volax.volumize(0.7, alpha, mask="all"))
 
     def rule(before, w, lr):
         w.update({k: reference.volumize(v, 0.7, alpha) for k, v in w.items()})

@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from volax.masks import paired as paired
 from volax.masks import path_matches as path_matches
 from volax.masks import unpaired as unpaired
 from volax.optimizers import lp_adam as lp_adam

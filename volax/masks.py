@@ -209,12 +209,25 @@ class _PathMatches(Mask):
         return re.search(self.regex, path) is not None
 
 
+# What Flax (bias, scale), Haiku (scale, offset) and Equinox (bias) call the parameters
+# that are added to units or multiply them. These have several axes in places: the bias
+# of an attention projection in Flax is [heads, size], that of a convolution in Equinox
+# [channels, 1, 1], the scale of a batch norm in Haiku [1, 1, 1, channels].
+_NO_MATRICES = {"bias", "scale", "offset"}
+
+
+def is_matrix(path: str, leaf: Any) -> bool:
+    """Whether ``"matrices"`` selects a leaf: two or more axes, not called a bias."""
+    return jnp.ndim(leaf) >= 2 and path.rpartition("/")[2] not in _NO_MATRICES
+
+
 @dataclasses.dataclass(frozen=True)
-class _Unpaired(Mask):
+class _Paired(Mask):
     paths: frozenset[str]
+    inside: bool
 
     def selects(self, path: str, leaf: Any) -> bool:
-        return jnp.ndim(leaf) >= 2 and path not in self.paths
+        return is_matrix(path, leaf) and (path in self.paths) == self.inside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,16 +286,40 @@ def unpaired(pairs: Any) -> Mask:
       >>> pairs = [volax.pair("l1/kernel", "l2/kernel", bias="l1/bias")]
       >>> decay = optax.add_decayed_weights(1e-4, mask=volax.unpaired(pairs).tree)
     """
+    return _Paired(_members(pairs), inside=False)
+
+
+def paired(pairs: Any) -> Mask:
+    """A mask of the matrices that belong to a pair, the others than :func:`unpaired`.
+
+    Together the two select what ``mask="matrices"`` does.
+
+    Args:
+      pairs: one pair, or an iterable of pairs.
+
+    Returns:
+      A mask; ``.tree`` is the same mask as a function for Optax's own arguments.
+
+    Example:
+      >>> import volax
+      >>> pairs = [volax.pair("l1/kernel", "l2/kernel", bias="l1/bias")]
+      >>> wall = volax.volumize(0.5, mask=volax.paired(pairs))
+    """
+    return _Paired(_members(pairs), inside=True)
+
+
+def _members(pairs: Any) -> frozenset[str]:
     pairs = [pairs] if hasattr(pairs, "members") else pairs
-    return _Unpaired(frozenset(m.path for pair in pairs for m in pair.members))
+    return frozenset(m.path for pair in pairs for m in pair.members)
 
 
 def selected(mask: Any, tree: Any, name: str) -> set[str]:
     """The key paths of the leaves that a mask selects.
 
     Args:
-      mask: ``None`` or ``"all"``, ``"matrices"``, a :class:`Mask`, or an Optax mask
-        (a tree of bools, a prefix of one, or a function of the parameters).
+      mask: ``"matrices"`` (see :func:`is_matrix`), ``None`` or ``"all"``, a
+        :class:`Mask`, or an Optax mask (a tree of bools, a prefix of one, or a function
+        of the parameters).
       tree: the parameters; absent leaves are never selected.
       name: the transformation, for errors.
 
@@ -290,8 +327,8 @@ def selected(mask: Any, tree: Any, name: str) -> set[str]:
       The selected key paths.
 
     Raises:
-      ValueError: the mask is of no known kind, resolves to one bare bool, or is the
-        user's own and selects nothing of a tree that has leaves.
+      ValueError: the mask is of no known kind, resolves to one bare bool, or selects
+        nothing of a tree that has leaves.
     """
     leaves = named_leaves(tree)
     if mask is None:
@@ -302,10 +339,10 @@ def selected(mask: Any, tree: Any, name: str) -> set[str]:
         if mask != "matrices":
             raise ValueError(
                 f"{name}: mask must be 'matrices', 'all', volax.path_matches(...), "
-                f"volax.unpaired(...) or an Optax mask, got {mask!r}"
+                f"volax.paired(...), volax.unpaired(...) or an Optax mask, got {mask!r}"
             )
-        return {path for path, leaf in leaves.items() if jnp.ndim(leaf) >= 2}
-    if isinstance(mask, Mask):
+        chosen = {path for path, leaf in leaves.items() if is_matrix(path, leaf)}
+    elif isinstance(mask, Mask):
         chosen = {path for path, leaf in leaves.items() if mask.selects(path, leaf)}
     else:
         chosen = _optax_mask(mask, tree, name) & leaves.keys()
@@ -313,6 +350,7 @@ def selected(mask: Any, tree: Any, name: str) -> set[str]:
         raise ValueError(
             f"{name}: mask {mask!r} selects none of the {len(leaves)} leaves, "
             f"such as {', '.join(list(leaves)[:3])}"
+            + ("; mask='all' takes vectors too" if mask == "matrices" else "")
         )
     return chosen
 

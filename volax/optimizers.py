@@ -27,7 +27,8 @@ def lp_adam(
 
     Args:
       learning_rate: for Adam and for the decay; number, array or schedule.
-      strength: of the decay, see :func:`volax.lp_decay`.
+      strength: of the decay, see :func:`volax.lp_decay`; the authors' optimizer takes
+        ``lambda_p`` with ``strength = p * lambda_p``.
       p: the norm, see :func:`volax.lp_decay`.
       b1: decay rate of the first moment.
       b2: decay rate of the second moment.
@@ -83,7 +84,8 @@ def lp_sgd(
 
     Args:
       learning_rate: for SGD and for the decay; number, array or schedule.
-      strength: of the decay, see :func:`volax.lp_decay`.
+      strength: of the decay, see :func:`volax.lp_decay`; the authors' optimizer takes
+        ``lambda_p`` with ``strength = p * lambda_p``.
       p: the norm, see :func:`volax.lp_decay`.
       momentum: of SGD; ``None`` for none.
       nesterov: whether the momentum is Nesterov's.
@@ -130,7 +132,7 @@ def volumized_adam(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-    mask: Any = None,
+    mask: Any = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
     """Adam whose weights and first moment meet a wall.
 

@@ -105,7 +105,7 @@ def pack(
       bits: bits a weight, 1 or 2.
       channel_axis: the axis along which each index has its own scale, as it was given
         to ``binarize`` or ``ternarize``.
-      mask: which leaves; by default those of two or more dimensions.
+      mask: which leaves, as in :func:`volax.volumize`; by default the matrices.
 
     Returns:
       A tree with :class:`Packed` in the place of the selected leaves. A leaf of n

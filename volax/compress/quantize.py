@@ -32,8 +32,7 @@ def binarize(
       channel_axis: the axis along which each index has a scale of its own, such as -1
         for the outputs of a Flax kernel; ``None``: one scale a leaf. Only with least
         squares.
-      mask: which leaves, as in :func:`volax.volumize`; by default those of two or
-        more dimensions.
+      mask: which leaves, as in :func:`volax.volumize`; by default the matrices.
 
     Returns:
       A tree of the same structure and dtypes.
@@ -87,8 +86,7 @@ def ternarize(
       channel_axis: the axis along which each index has a threshold and a scale of its
         own, such as -1 for the outputs of a Flax kernel; ``None``: one a leaf. With
         ``volume`` it concerns the threshold alone, so it is refused there.
-      mask: which leaves, as in :func:`volax.volumize`; by default those of two or
-        more dimensions.
+      mask: which leaves, as in :func:`volax.volumize`; by default the matrices.
 
     Returns:
       A tree of the same structure and dtypes.

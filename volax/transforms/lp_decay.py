@@ -51,7 +51,7 @@ def lp_decay(
         learning rate is 0 the weights stay as they are.
       p: the norm, number, array or schedule; annealing from 2 down is the paper's own
         suggestion. A plain number is fastest.
-      mask: the leaves to act on, by default those with two or more dimensions.
+      mask: the leaves to act on, as in :func:`volax.volumize`; by default the matrices.
       zeros: what becomes of a weight at exactly 0 for $p < 2$: ``"sticky"`` stays 0
         (the paper; pruned weights stay pruned, but a leaf that starts at 0 never
         trains), ``"free"`` may leave.

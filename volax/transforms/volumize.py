@@ -50,7 +50,8 @@ def relative_to_init(scale: Hyperparameter) -> RelativeToInit:
     Example:
       >>> import jax.numpy as jnp, optax, volax
       >>> params = jnp.array([0.5, -2.0])
-      >>> tx = optax.chain(optax.sgd(10.0), volax.volumize(volax.relative_to_init(0.5)))
+      >>> wall = volax.volumize(volax.relative_to_init(0.5), mask="all")
+      >>> tx = optax.chain(optax.sgd(10.0), wall)
       >>> updates, _ = tx.update(jnp.array([-1.0, 1.0]), tx.init(params), params)
       >>> optax.apply_updates(params, updates).tolist()
       [1.0, -1.0]
@@ -64,7 +65,7 @@ def relative_to_init(scale: Hyperparameter) -> RelativeToInit:
 
 
 def volumize(
-    volume: Any, alpha: Hyperparameter = 0.0, *, mask: Any = None
+    volume: Any, alpha: Hyperparameter = 0.0, *, mask: Any = "matrices"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps weights within a volume: a wall that clips, slows or reflects them.
 
@@ -83,10 +84,12 @@ def volumize(
         the leaves, a schedule, :func:`volax.relative_to_init`, or a pytree prefix of
         these, matched by key path. ``V = 0`` is weight decay by the factor ``alpha``.
       alpha: restitution of the wall in $[-1, 1]$, a number, array or schedule: 1 no
-        wall, between 0 and 1 a soft wall, 0 clipping, -1 elastic reflection. (The
-        opposite sign is in circulation too; here 1 means off.)
-      mask: the leaves to act on: ``None`` all, ``"matrices"``,
-        :func:`volax.path_matches`, or an Optax mask.
+        wall, between 0 and 1 a soft wall, 0 clipping, -1 elastic reflection. The
+        authors' classes ``Vadam2``, ``Vadamw``, ``VLaProp`` and ``VSGD`` have this
+        sign; their ``Vadam`` has the opposite one (-1 no wall, 1 elastic).
+      mask: the leaves to act on: ``"matrices"`` (two or more dimensions, and not called
+        ``bias``, ``scale`` or ``offset``), ``"all"``, :func:`volax.path_matches`,
+        :func:`volax.paired`, :func:`volax.unpaired`, or an Optax mask.
 
     Returns:
       A transformation for the end of an ``optax.chain``. NaN weights stay NaN; an
@@ -99,11 +102,11 @@ def volumize(
 
     Example:
       >>> import jax.numpy as jnp, optax, volax
-      >>> params = {"w": jnp.array([0.2, 0.9])}
+      >>> params = {"w": jnp.array([[0.2, 0.9]])}
       >>> tx = optax.chain(optax.sgd(0.5), volax.volumize(1.0))
-      >>> updates, _ = tx.update({"w": -jnp.ones(2)}, tx.init(params), params)
+      >>> updates, _ = tx.update({"w": -jnp.ones((1, 2))}, tx.init(params), params)
       >>> optax.apply_updates(params, updates)["w"].tolist()
-      [0.699999..., 1.0]
+      [[0.699999..., 1.0]]
 
     References:
       Ziyin et al., `Volumization as a Natural Generalization of Weight Decay

@@ -27,7 +27,7 @@ def volumized(
     volume: Any,
     alpha: Hyperparameter = 0.0,
     *,
-    mask: Any = None,
+    mask: Any = "matrices",
     momentum: tuple[str, ...] = ("mu", "trace", "ema"),
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wraps an optimizer so that its weights and its momentum meet a wall.
@@ -57,10 +57,10 @@ def volumized(
 
     Example:
       >>> import jax.numpy as jnp, optax, volax
-      >>> params = jnp.array([0.9])
+      >>> params = jnp.array([[0.9]])
       >>> tx = volax.volumized(optax.sgd(1.0, momentum=0.9), volume=1.0)
-      >>> updates, state = tx.update(jnp.array([-1.0]), tx.init(params), params)
-      >>> float(optax.tree.get(state, "trace")[0]) == 0
+      >>> updates, state = tx.update(jnp.array([[-1.0]]), tx.init(params), params)
+      >>> float(optax.tree.get(state, "trace")[0, 0]) == 0
       True
 
     References:
