@@ -1,11 +1,12 @@
-"""The README's example runs as it stands."""
+"""The README's examples run as they stand, one after another."""
 
 import pathlib
 import re
 
 
-def test_the_first_example_runs(capsys):
+def test_the_examples_run(capsys):
     readme = pathlib.Path(__file__).parents[1] / "README.md"
-    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
+    blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    exec(compile("\n".join(blocks), "README.md", "exec"), {})
     assert "layers/0/kernel  layers/2/kernel" in capsys.readouterr().out

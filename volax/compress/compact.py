@@ -7,17 +7,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from volax import _nnx as modules
 from volax import masks
-from volax.compress.cutting import Cuts, cut, cut_state, cuts, replaced
+from volax.compress.cutting import Cuts, Cutting, cut, cut_state, cutting, replaced
 from volax.compress.kinds import OTHER, PARAMETER, STATE, kinds
 from volax.compress.planning import Plan, fitted, plan
 from volax.compress.proof import Difference, difference, tolerance
 from volax.compress.table import aligned
 from volax.compress.units import Kept
 from volax.pairs.records import Group
+from volax.pairs.result import Groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Compacted:
       state: the running statistics, if they were given apart.
       opt_state: the optimizer's state, if it was given.
       sizes: the new shape of every array by key path.
+      groups: the groups as they fit the smaller model, for the optimizer that goes on
+        training it, for ``report``, or to be compacted again.
       kept: units that could have gone but stay, and why.
       difference: of the two models on the inputs of ``check``, or ``None``.
       manifest: all of this as plain JSON values; ``parameters``, ``state`` (running
@@ -40,6 +44,7 @@ class Compacted:
     state: Any
     opt_state: Any
     sizes: dict[str, tuple[int, ...]]
+    groups: Groups
     kept: tuple[Kept, ...]
     difference: Difference | None
     manifest: dict[str, Any]
@@ -89,6 +94,10 @@ def compact(
     ``check``. An NNX attention keeps its heads, which must be of equal size. Arrays
     come back on one device.
 
+    Training goes on with what comes back: ``params``, ``opt_state``, and a
+    transformation made anew with the pairs of ``groups``, for those given here are
+    numbered for the larger arrays.
+
     Args:
       params: a tree of parameters, Linen variables with all collections, or an NNX
         module.
@@ -127,6 +136,7 @@ def compact(
       ... )
       >>> small.sizes, small.difference.absolute
       ({'w1': (3, 2), 'w2': (2, 1)}, 0.0)
+      >>> tx = volax.path_prox_sgd(0.1, 0.01, small.groups.pairs)
 
     References:
       Dead units after a group threshold: Yang et al., `A Better Way to Decay
@@ -138,16 +148,17 @@ def compact(
         raise ValueError("compact: tolerance is that of check, which was not given")
     source = _Source.of(params, state)
     shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in source.leaves.items()}
+    listed = groups
     if state is not None:
-        listed = (groups,) if isinstance(groups, Group) else groups
-        groups = [_in_state(group) for group in listed]
-    found = fitted(groups, source.leaves, "compact")
+        every = (groups,) if isinstance(groups, Group) else groups
+        listed = [_in_state(group) for group in every]
+    found = fitted(listed, source.leaves, "compact")
     run = None if check is None else _Check.of(check, source.is_module, state)
     limit = tolerance
     before = None if run is None else run.full(params, state)
     owners = modules.owners(params)
 
-    def attempt(folding: str | None) -> tuple[Plan, Cuts, Any, Any, Any]:
+    def attempt(folding: str | None) -> tuple[Plan, Cutting, Any, Any, Any]:
         planned = plan(
             found,
             source.leaves,
@@ -157,42 +168,43 @@ def compact(
             folding=folding,
             owners=owners,
         )
-        gone = cuts(found, planned.stay, shapes)
+        after = cutting(found, planned.stay, shapes)
         new = {k: source.like(k, v) for k, v in planned.folded.items()}
-        for path, axes in gone.items():
-            new[path] = cut(new.get(path, source.leaves[path]), axes)
+        for path, gathers in after.cuts.items():
+            new[path] = cut(new.get(path, source.leaves[path]), gathers)
         small, small_state = source.rebuilt(new)
         gap = None
         if run is not None:
             cut_names = _cut_names(found, planned)
             gap = run.compare(before, small, small_state, cut_names)
-        return planned, gone, small, small_state, gap
+        return planned, after, small, small_state, gap
 
     if run is None:
-        planned, gone, small, small_state, gap = attempt("only check can prove a fold")
+        planned, after, small, small_state, gap = attempt("only check can prove a fold")
     else:
         if limit is None:
             carried = [source.leaves[m.path] for g in found for m in g.carriers]
             limit = _tolerance(carried, before)
-        planned, gone, small, small_state, gap = attempt(None)
+        planned, after, small, small_state, gap = attempt(None)
         if planned.folded and not gap.relative <= limit:
             why = f"folding it changed the outputs by {gap}"
-            planned, gone, small, small_state, gap = attempt(why)
+            planned, after, small, small_state, gap = attempt(why)
         if not gap.relative <= limit:
             raise ValueError(
                 f"compact: the small model differs by {gap}, more than {limit:.2g}; "
                 "does the program hold a constant that depends on a width? keep=... "
                 f"leaves groups as they are; cut were {_cut_names(found, planned)}"
             )
-    sizes = {path: _shape_after(shapes[path], gone.get(path, {})) for path in shapes}
+    refused = groups.refused if isinstance(groups, Groups) else ()
     return Compacted(
         params=small,
         state=small_state,
-        opt_state=_optimizer(opt_state, gone, shapes),
-        sizes=sizes,
-        kept=planned.kept,
+        opt_state=_optimizer(opt_state, after.cuts, shapes),
+        sizes=after.shapes,
+        groups=Groups(tuple(map(_out_of_state, after.groups)), refused),
+        kept=_kept(planned, after),
         difference=gap,
-        manifest=_manifest(planned, source.kinds, shapes, sizes, gap),
+        manifest=_manifest(planned, after, source.kinds, shapes, gap),
     )
 
 
@@ -205,6 +217,14 @@ def _in_state(group: Group) -> Group:
     if not isinstance(group, Group):
         return group
     states = (dataclasses.replace(m, path=_STATE + m.path) for m in group.states)
+    return dataclasses.replace(group, states=tuple(states))
+
+
+def _out_of_state(group: Group) -> Group:
+    """A group whose statistics have the key paths that the user gave."""
+    states = (
+        dataclasses.replace(m, path=m.path.removeprefix(_STATE)) for m in group.states
+    )
     return dataclasses.replace(group, states=tuple(states))
 
 
@@ -309,12 +329,18 @@ def _optimizer(opt_state: Any, gone: Cuts, shapes: modules.Shapes) -> Any:
     return cut_state(opt_state, gone, shapes)
 
 
-def _shape_after(shape: tuple[int, ...], axes: Any) -> tuple[int, ...]:
-    after = list(shape)
-    for axis, mask in axes.items():
-        left = ~mask
-        after[axis] = int(left.sum(axis=axis).reshape(-1)[0])
-    return tuple(after)
+def _kept(planned: Plan, after: Cutting) -> tuple[Kept, ...]:
+    """What was kept, without the units that went along with those of another group."""
+    left: dict[str, set[int]] = {}
+    for group, numbers in zip(planned.groups, after.left):
+        left.setdefault(group.name, set()).update(numbers.reshape(-1).tolist())
+    found = (
+        dataclasses.replace(
+            kept, units=tuple(u for u in kept.units if u in left[kept.group])
+        )
+        for kept in planned.kept
+    )
+    return tuple(kept for kept in found if kept.units)
 
 
 def _cut_names(groups: tuple[Group, ...], planned: Plan) -> str:
@@ -325,34 +351,34 @@ def _cut_names(groups: tuple[Group, ...], planned: Plan) -> str:
 
 def _manifest(
     planned: Plan,
+    after: Cutting,
     kind: dict[str, str],
     shapes: modules.Shapes,
-    sizes: modules.Shapes,
     gap: Difference | None,
 ) -> dict[str, Any]:
     def counts(which: str) -> list[int]:
         return [
             sum(math.prod(shape) for k, shape in tree.items() if kind[k] == which)
-            for tree in (shapes, sizes)
+            for tree in (shapes, after.shapes)
         ]
 
     return {
         "parameters": counts(PARAMETER),
         "state": counts(STATE),
         "other": counts(OTHER),
-        "shapes": {path: list(shape) for path, shape in sizes.items()},
+        "shapes": {path: list(shape) for path, shape in after.shapes.items()},
         "groups": [
             {
                 "name": group.name,
                 "units": list(group.sizes),
-                "left": int(stay.sum(axis=-1).reshape(-1)[0]),
-                "removed": (~stay).reshape(-1).nonzero()[0].tolist(),
+                "left": left.shape[-1],
+                "removed": np.setdiff1d(np.arange(group.size), left).tolist(),
             }
-            for group, stay in zip(planned.groups, planned.stay)
+            for group, left in zip(planned.groups, after.left)
         ],
         "kept": [
             {"group": k.group, "units": list(k.units), "reason": k.reason}
-            for k in planned.kept
+            for k in _kept(planned, after)
         ],
         "difference": None if gap is None else dataclasses.asdict(gap),
     }

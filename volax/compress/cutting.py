@@ -1,5 +1,8 @@
 """Takes the removed units out of arrays: parameters, statistics, optimizer state."""
 
+import dataclasses
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,65 +10,184 @@ import jax.numpy as jnp
 import numpy as np
 
 from volax import masks
-from volax.compress import units
-from volax.pairs.records import Group
-
-# For each path and axis the entries that go, bool, broadcasting against the array.
-Cuts = Mapping[str, Mapping[int, np.ndarray]]
+from volax.compress import refitting, units
+from volax.pairs import layout
+from volax.pairs.records import Group, Member
 
 
-def cuts(
+@dataclasses.dataclass(frozen=True)
+class Gather:
+    """What stays of some axes of an array, in its new order.
+
+    Attributes:
+      axes: numbers of the axes, ascending.
+      index: where each entry of the new axes comes from: its flat index over the old
+        ones, int of the new axes' shape.
+    """
+
+    axes: tuple[int, ...]
+    index: np.ndarray
+
+
+Cuts = Mapping[str, Sequence[Gather]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cutting:
+    """What is cut, and what fits the smaller arrays.
+
+    Attributes:
+      cuts: for each parameter that becomes smaller what stays of it, step by step.
+      shapes: of all parameters afterwards.
+      groups: the groups as they fit the smaller parameters.
+      left: for each group the numbers that its units had before, int of its ``sizes``.
+    """
+
+    cuts: Cuts
+    shapes: dict[str, tuple[int, ...]]
+    groups: tuple[Group, ...]
+    left: tuple[np.ndarray, ...]
+
+
+def cutting(
     groups: Sequence[Group],
     stay: Sequence[np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
-) -> Cuts:
-    """What goes from each parameter.
+) -> Cutting:
+    """What stays of each parameter, one group after another.
 
     Args:
       groups: fitted groups.
-      stay: for each group the units that stay.
+      stay: for each group the units that stay, the same count in every row.
       shapes: of the parameters.
 
     Returns:
-      The cuts; parameters that stay as they are have none.
+      The cuts, and the groups that fit the smaller parameters.
+
+    Raises:
+      ValueError: two groups overlap.
     """
-    found: dict[str, dict[int, np.ndarray]] = {}
-    for group, staying in zip(groups, stay):
+    groups, sizes = list(groups), dict(shapes)
+    left = [np.arange(g.size).reshape(g.sizes) for g in groups]
+    found: dict[str, list[Gather]] = defaultdict(list)
+    for k in range(len(groups)):
+        group = groups[k]
+        staying = stay[k].reshape(-1)[left[k]]
         if staying.all():
             continue
-        for member in group.carriers:
-            shape = shapes[member.path]
-            axis = units.cut_axis(member, group.sizes)
-            gone = units.positions(member, ~staying, shape)
-            axes = found.setdefault(member.path, {})
-            axes[axis] = axes[axis] | gone if axis in axes else gone
+        count = int(staying.sum(axis=-1).reshape(-1)[0])
+        gone = refitting.drops(group, count, sizes)
+        after = [refitting.refitted(g, group, gone) for g in groups]
+        steps = _gathers(group, staying, gone, sizes)
+        for j, other in enumerate(groups):
+            if after[j].sizes != other.sizes:
+                old = _came_from(other, after[j], steps, sizes)
+                left[j] = left[j].reshape(-1)[old].reshape(after[j].sizes)
+        for path, gathers in steps.items():
+            found[path] += gathers
+            sizes[path] = _shape_after(sizes[path], gathers)
+        groups = after
+    return Cutting(found, sizes, tuple(groups), tuple(left))
+
+
+def _gathers(
+    group: Group,
+    staying: np.ndarray,
+    gone: refitting.Drops,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, list[Gather]]:
+    """What stays of each parameter of a group, bool of the group's ``sizes``."""
+    count = int(staying.sum(axis=-1).reshape(-1)[0])
+    numbers = np.arange(group.size).reshape(group.sizes)
+    # The k-th unit that stays in a row takes the place of the row's unit number k.
+    order = np.argsort(~staying, axis=-1, kind="stable")[..., :count]
+    source = np.take_along_axis(numbers, order, -1).reshape(-1)
+    target = numbers[..., :count].reshape(-1)
+    alike: dict[tuple[str, int, tuple[int, ...]], list[Member]] = defaultdict(list)
+    for member in group.carriers:
+        axis = units.cut_axis(member, group.sizes).axis
+        alike[member.path, axis, _carrying(member)].append(member)
+    found: dict[str, list[Gather]] = defaultdict(list)
+    for (path, axis, carrying), members in alike.items():
+        lengths = [shapes[path][a] for a in carrying]
+        index = np.arange(math.prod(lengths))
+        for member in members:
+            where, _ = layout.unit_indices(member, group.sizes, shapes[path])
+            index[where[target]] = where[source]
+        index = np.compress(
+            ~gone[path][axis], index.reshape(lengths), axis=carrying.index(axis)
+        )
+        found[path].append(Gather(carrying, index))
     return found
 
 
-def cut(leaf: Any, axes: Mapping[int, np.ndarray]) -> Any:
-    """An array without the entries that go, of the same kind."""
+def _carrying(member: Member) -> tuple[int, ...]:
+    return tuple(sorted(a.axis for a in member.axes))
+
+
+def _came_from(
+    before: Group,
+    after: Group,
+    steps: Mapping[str, Sequence[Gather]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> np.ndarray:
+    """The old number of each unit of a group that lost some, int ``[units]``."""
+    every = set(range(len(before.sizes)))
+    old = next(
+        m
+        for m in before.carriers
+        if m.path in steps and every <= {u for a in m.axes for u in a.units}
+    )
+    shape, own = shapes[old.path], _carrying(old)
+    wide = sorted({*own, *(a for s in steps[old.path] for a in s.axes)})
+    ids = np.arange(math.prod(shape[a] for a in wide)).reshape([shape[a] for a in wide])
+    for step in steps[old.path]:
+        ids = _gathered(ids, tuple(wide.index(a) for a in step.axes), step.index)
+    # Other axes than the units' own tell nothing: their first entry stands for all.
+    ids = ids[tuple(slice(None) if a in own else 0 for a in wide)].reshape(-1)
+    places = np.unravel_index(ids, [shape[a] for a in wide])
+    mine = [places[wide.index(a)] for a in own]
+    flat = np.ravel_multi_index(mine, [shape[a] for a in own])
+    unit_of = np.zeros(math.prod(shape[a] for a in own), int)
+
+    def alike(group: Group, shape: tuple[int, ...]) -> list[np.ndarray]:
+        """Places of the units in the same axes, ``[units, positions]`` each."""
+        return [
+            layout.unit_indices(m, group.sizes, shape)[0]
+            for m in group.carriers
+            if m.path == old.path and _carrying(m) == own
+        ]
+
+    for where in alike(before, shape):
+        unit_of[where] = np.arange(before.size)[:, None]
+    where, *_ = alike(after, _shape_after(shape, steps[old.path]))
+    return unit_of[flat[where[:, 0]]]
+
+
+def _shape_after(shape: tuple[int, ...], gathers: Sequence[Gather]) -> tuple[int, ...]:
+    after = list(shape)
+    for gather in gathers:
+        for axis, length in zip(gather.axes, gather.index.shape):
+            after[axis] = length
+    return tuple(after)
+
+
+def cut(leaf: Any, gathers: Sequence[Gather]) -> Any:
+    """An array of what stays, of the same kind."""
     whole = np.asarray(leaf)
-    left = dict(axes)
-    while left:
-        axis, gone = left.popitem()
-        whole, before = _without(whole, gone, axis), whole.shape
-        left = {
-            other: mask
-            if mask.shape[axis] == 1
-            else _without(np.broadcast_to(mask, before), gone, axis)
-            for other, mask in left.items()
-        }
+    for gather in gathers:
+        whole = _gathered(whole, gather.axes, gather.index)
     return whole if isinstance(leaf, np.ndarray) else jnp.asarray(whole)
 
 
-def _without(x: np.ndarray, gone: np.ndarray, axis: int) -> np.ndarray:
-    """Drops entries along one axis; which ones may differ along the other axes."""
-    if gone.size == gone.shape[axis]:
-        return np.compress(~gone.reshape(-1), x, axis=axis)
-    stay = ~np.moveaxis(np.broadcast_to(gone, x.shape), axis, -1)
-    moved = np.moveaxis(x, axis, -1)
-    lead, counts = moved.shape[:-1], stay.sum(axis=-1)
-    return np.moveaxis(moved[stay].reshape(*lead, counts.flat[0]), -1, axis)
+def _gathered(x: np.ndarray, axes: tuple[int, ...], index: np.ndarray) -> np.ndarray:
+    """Takes entries by their flat index over some axes."""
+    if len(axes) == 1:
+        return np.take(x, index, axis=axes[0])
+    front = tuple(range(len(axes)))
+    moved = np.moveaxis(x, axes, front)
+    flat = moved.reshape(-1, *moved.shape[len(axes) :])
+    return np.moveaxis(flat[index], front, axes)
 
 
 def replaced(tree: Any, new: Mapping[str, Any]) -> Any:
@@ -83,7 +205,7 @@ def cut_state(
     Args:
       opt_state: the state; moments are known by the key path of their parameter at
         the end of their own.
-      plans: what goes from each parameter.
+      plans: what stays of each parameter.
       shapes: the parameters' shapes before the cut.
 
     Returns:

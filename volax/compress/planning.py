@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from volax import masks
-from volax.compress import units
+from volax.compress import refitting, units
 from volax.compress.folding import fold
 from volax.compress.units import Kept
-from volax.pairs.records import Group, check_disjoint
+from volax.pairs.records import Group
 
 
 @dataclasses.dataclass
@@ -81,7 +81,8 @@ def fitted(groups: Any, leaves: Mapping[str, Any], what: str) -> tuple[Group, ..
                 states=full.scales[scales + fixed :],
             )
         )
-    check_disjoint(found, leaves)
+    shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
+    refitting.check_apart(found, shapes, what)
     for group in found:
         _check_complete(
             group, leaves, {m.path for g in found for m in g.carriers}, what
@@ -136,6 +137,7 @@ def plan(
     """
     names = {m.path for g in groups for m in g.carriers}
     held = {path: np.asarray(leaves[path]) for path in names}
+    shapes = {path: leaf.shape for path, leaf in held.items()}
     # Biases beside a consumer may take a constant over.
     beside = {k: np.asarray(v) for k, v in leaves.items() if _is_vector(v)}
     work, folded = {**beside, **held}, {}
@@ -143,7 +145,8 @@ def plan(
         _check_keep(keep, groups, leaves)
     forced = [_forced(keep, g, leaves) for g in groups]
     unsafe = [
-        units.uncuttable(g, owners) or (None if proven else units.unsafe(g, held))
+        units.uncuttable(g, owners, shapes)
+        or (None if proven else units.unsafe(g, held))
         for g in groups
     ]
     gone = [np.zeros(g.sizes, bool) for g in groups]

@@ -13,7 +13,7 @@ from volax import _nnx as modules
 from volax import masks
 from volax.compress import tabulate
 from volax.compress.counting import ACTIVATIONS, multiply_adds
-from volax.compress.cutting import cuts
+from volax.compress.cutting import cutting
 from volax.compress.kinds import OTHER, PARAMETER, STATE, kinds
 from volax.compress.measuring import histogram, measures, stable_rank
 from volax.compress.packing import Packed, is_packed
@@ -314,12 +314,8 @@ def _units(
                 path_norms=tuple(np.sort(np.asarray(norms).reshape(-1))[::-1].tolist()),
             )
         )
-    left = {}
-    for path, axes in cuts(groups, planned.stay, shapes).items():
-        inside = np.ones((), bool)
-        for gone in axes.values():
-            inside = inside & ~gone
-        left[path] = int(np.broadcast_to(inside, shapes[path]).sum())
+    after = cutting(groups, planned.stay, shapes)
+    left = {path: math.prod(after.shapes[path]) for path in after.cuts}
     return tuple(rows), left
 
 

@@ -117,12 +117,15 @@ def positions(member: Member, units: np.ndarray, shape: tuple[int, ...]) -> np.n
     return inside.reshape(spread)
 
 
-def uncuttable(group: Group, owners: Mapping[str, str]) -> str | None:
+def uncuttable(
+    group: Group, owners: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> str | None:
     """Why a group can only be cut as a whole, or not at all, if that is so.
 
     Args:
       group: a fitted group.
       owners: producers whose size a module around them holds, and its name.
+      shapes: of the parameters.
 
     Returns:
       The reason, or ``None``.
@@ -137,13 +140,17 @@ def uncuttable(group: Group, owners: Mapping[str, str]) -> str | None:
             return f"{member.path!r} carries the units along several axes"
         if len(carried) < len(group.sizes):
             return f"{member.path!r} is shared by several of its layers"
+        for axis in member.axes:
+            filled = math.prod(axis.sizes) == shapes[member.path][axis.axis]
+            if last not in axis.units and not filled:
+                return f"{member.path!r} holds more layers than the units have"
     return None
 
 
-def cut_axis(member: Member, sizes: tuple[int, ...]) -> int:
+def cut_axis(member: Member, sizes: tuple[int, ...]) -> Axis:
     """The axis that becomes shorter: that of the unit's last index."""
     last = len(sizes) - 1
-    return next(a.axis for a in member.axes if last in a.units)
+    return next(a for a in member.axes if last in a.units)
 
 
 def rounded(alive: np.ndarray, round_to: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """From training to a small file: `python -m volax.examples.shrink --workdir=DIR`.
 
 Trains a network on the digits with `path_prox`, reports what is left of it, removes the
-dead units, trains on inside walls while it is made ternary every few epochs, and saves
-the packed result. Each step is checked on the test images.
+dead units, goes on training the smaller network where the optimizer stood, trains it
+inside walls while it is made ternary every few epochs, and saves the packed result.
+Each step is checked on the test images.
 """
 
 import argparse
@@ -56,7 +57,8 @@ def shrink(
       kind: `mlp` or `cnn`.
       workdir: receives `report.png`, `small.safetensors`, `ternary.safetensors` and
         `shrink.json`.
-      epochs: of the training with `path_prox`; half as many follow inside the walls.
+      epochs: of the training with `path_prox`; a sixth as many follow with the smaller
+        network, and half as many inside the walls.
       every: epochs between two quantizations.
       seed: of the weights and the order of the images.
 
@@ -74,11 +76,8 @@ def shrink(
 
     rate, strength = _SETTINGS[kind]
     schedule = optax.cosine_decay_schedule(rate, epochs * _steps(data))
-    tx = optax.chain(
-        optax.sgd(schedule, momentum=0.9),
-        volax.path_prox(schedule, strength, pairs=groups.pairs),
-    )
-    model = _trained(model, tx, data, epochs, seed)
+    tx = _path_prox(schedule, strength, groups)
+    model, state = _trained(model, tx, data, epochs, seed)
     full = volax.report(model, groups, inputs=(images[:1],))
     print(full)
     figure = full.figure()
@@ -86,11 +85,9 @@ def shrink(
         workdir / "report.png", lambda path: figure.savefig(path, format="png")
     )
 
-    small = volax.compact(model, groups, check=(images,))
+    small = volax.compact(model, groups, opt_state=state, check=(images,))
     print(f"\n{small}\n")
-    after = volax.report(
-        small.params, volax.find_groups(small.params, images[:1]), inputs=(images[:1],)
-    )
+    after = volax.report(small.params, small.groups, inputs=(images[:1],))
     seconds = _alternating(_runner(model), _runner(small.params), images)
     sizes = [
         volax.save(workdir / "full.safetensors", model),
@@ -109,7 +106,14 @@ def shrink(
     _print(("", "full", "small"), rows)
     assert _right(again, data) == rows["right of the test images"][1]
 
-    ternary, history = _quantized(small.params, data, max(epochs // 2, 1), every, seed)
+    # The optimizer's state was cut along; the transformation is made for fewer units.
+    more = max(epochs // 6, 1)
+    tx = _path_prox(optax.constant_schedule(rate / 10), strength, small.groups)
+    tuned, _ = _trained(small.params, tx, data, more, seed + 1, small.opt_state)
+    onward = {"epochs": more, "right of the test images": _right(tuned, data)}
+    print(f"\n{more} epochs on: {onward['right of the test images']} right\n")
+
+    ternary, history = _quantized(tuned, data, max(epochs // 2, 1), every, seed)
     graph, params = nnx.split(ternary)
     packed = volax.pack(params, bits=2)
     size = volax.save(workdir / "ternary.safetensors", packed)
@@ -129,6 +133,7 @@ def shrink(
     _print(("ternary", "float", "packed"), bits)
     found = {
         "compact": rows,
+        "onward": onward,
         "ternary": bits,
         "history": history,
         "images": len(images),
@@ -141,18 +146,32 @@ def _steps(data: Dataset) -> int:
     return len(data.train_labels) // _BATCH
 
 
+def _path_prox(
+    rate: optax.Schedule, strength: float, groups: volax.pairs.Groups
+) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.sgd(rate, momentum=0.9),
+        volax.path_prox(rate, strength, pairs=groups.pairs),
+    )
+
+
 def _trained(
-    model: Any, tx: optax.GradientTransformation, data: Dataset, epochs: int, seed: int
-) -> Any:
-    """A copy of the model after some epochs."""
+    model: Any,
+    tx: optax.GradientTransformation,
+    data: Dataset,
+    epochs: int,
+    seed: int,
+    state: Any = None,
+) -> tuple[Any, Any]:
+    """A copy of the model after some epochs, and the optimizer's state."""
     graph, params = nnx.split(model)
-    state = tx.init(params)
+    state = tx.init(params) if state is None else state
     step = _epoch(graph, tx)
     for number in range(epochs):
         params, state = step(
             params, state, data, jax.random.key(seed * 10_000 + number)
         )
-    return nnx.merge(graph, params)
+    return nnx.merge(graph, params), state
 
 
 def _epoch(graph: Any, tx: optax.GradientTransformation) -> Callable[..., Any]:

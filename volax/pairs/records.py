@@ -244,10 +244,22 @@ def _fit(
                 f"axis {axis.axis}, expected {math.prod(units)} units"
                 + (f" x {positions} positions" if positions > 1 else "")
                 + (f" from offset {axis.offset}" if axis.offset else "")
-                + "; volax.member(path, axis, offset=..., positions=...) describes a "
-                "flattened or concatenated axis"
+                + _hint(written)
             )
     return dataclasses.replace(member, axes=axes)
+
+
+def _hint(written: Axis) -> str:
+    """What to do where an axis does not fit its parameter."""
+    if written.offset < 0 or -1 in (*written.sizes, *written.strides):
+        return (
+            "; volax.member(path, axis, offset=..., positions=...) describes a "
+            "flattened or concatenated axis"
+        )
+    return (
+        "; the record belongs to other shapes: after compact, make the transformation "
+        "anew with its Compacted.groups"
+    )
 
 
 def as_groups(pairs: Any, what: str) -> tuple[Group, ...]:
