@@ -34,18 +34,37 @@ def split(module: Any) -> tuple[Any, Callable[[Any], Any]]:
     return state, lambda new: nnx.merge(graph, new)
 
 
-def resize(module: Any) -> None:
-    """Brings the size attributes of all modules inside in line with the arrays."""
+def resize(module: Any, before: Any) -> None:
+    """Brings size attributes in line with the arrays that have another shape.
+
+    An attribute follows where it had the value that its rule gives for the shape
+    before. In a class that is not Flax's own, equal sizes do not tell which of two
+    attributes an axis is: there, attributes that were equal and would part stay.
+
+    Args:
+      module: a module whose arrays were replaced; it is changed in place.
+      before: the module that it was made from.
+    """
     from flax import nnx
 
-    for _, inner in nnx.iter_modules(module):
+    for (_, inner), (_, whole) in zip(
+        nnx.iter_modules(module), nnx.iter_modules(before)
+    ):
+        old: dict[str, Any] = {}
+        new: dict[str, Any] = {}
         for name, rule in _RULES.items():
-            array = getattr(inner, name, None)
-            if isinstance(array, nnx.Variable):
-                shape = tuple(array.get_value().shape)
-                for attribute, size in rule(inner, shape).items():
-                    if getattr(inner, attribute, size) != size:
-                        setattr(inner, attribute, size)
+            array, were = getattr(inner, name, None), getattr(whole, name, None)
+            if isinstance(array, nnx.Variable) and isinstance(were, nnx.Variable):
+                shapes = were.get_value().shape, array.get_value().shape
+                if shapes[0] != shapes[1] and len(shapes[0]) == len(shapes[1]):
+                    old |= rule(inner, tuple(shapes[0]))
+                    new |= rule(inner, tuple(shapes[1]))
+        held = {k: v for k, v in old.items() if getattr(inner, k, None) == v}
+        known = any(c.__module__.startswith("flax.nnx.nn.") for c in type(inner).mro())
+        for attribute, value in held.items():
+            after = {repr(new[k]) for k, v in held.items() if v == value}
+            if known or len(after) == 1:
+                setattr(inner, attribute, new[attribute])
 
 
 def owners(module: Any) -> dict[str, str]:

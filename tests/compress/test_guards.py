@@ -225,3 +225,75 @@ def test_packed_products_of_stacks(shape, axis):
         np.testing.assert_allclose(
             np.asarray(x) @ packed, expected, rtol=1e-5, atol=1e-5
         )
+
+
+class OutIn(nnx.Module):
+    """A layer that keeps its kernel as ``[out, in]``."""
+
+    def __init__(self, n_in, n_out, key):
+        self.in_features, self.out_features = n_in, n_out
+        self.kernel = nnx.Param(normal(key, (n_out, n_in)))
+
+    def __call__(self, x):
+        return x @ self.kernel.T + (self.in_features - 0.1 * self.out_features)
+
+
+class Head(nnx.Module):
+    """A head whose ``num_features`` is not the length of its scale."""
+
+    def __init__(self):
+        self.num_features = 3
+        self.scale = nnx.Param(jnp.ones(1))
+
+    def __call__(self, x):
+        return x * self.scale * self.num_features
+
+
+class Mixed(nnx.Module):
+    def __init__(self, square):
+        rngs = nnx.Rngs(0)
+        self.first = OutIn(6, 6 if square else 9, 0)
+        self.a = nnx.Linear(6 if square else 9, 8, rngs=rngs)
+        self.b = nnx.Linear(8, 8, rngs=rngs)
+        self.head = Head()
+
+    def __call__(self, x):
+        return self.head(self.b(nnx.relu(self.a(self.first(x)))))
+
+
+@pytest.mark.parametrize("square", [True, False])
+def test_modules_that_were_not_cut_stay_as_they_are(square, tmp_path):
+    model = Mixed(square)
+    model.b.kernel[...] = model.b.kernel[...].at[:3].set(0)
+    small = volax.compact(model, volax.find_groups(model, X))
+    assert (small.params.a.out_features, small.params.b.in_features) == (5, 5)
+    np.testing.assert_allclose(small.params(X), model(X), rtol=1e-5, atol=1e-5)
+    volax.save(tmp_path / "small", small)
+    loaded = volax.load(tmp_path / "small", into=model).params
+    np.testing.assert_array_equal(loaded(X), small.params(X))
+    assert loaded.a.out_features == 5
+
+
+@pytest.mark.parametrize("sizes", [(6, 8), (8, 8)])
+def test_a_layer_of_ones_own_follows_only_where_its_axes_are_known(sizes):
+    class Own(nnx.Module):
+        def __init__(self, n_in, n_out):
+            self.in_features, self.out_features = n_in, n_out
+            self.kernel = nnx.Param(normal(0, (n_in, n_out)))
+
+        def __call__(self, x):
+            return x @ self.kernel
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.a, self.b = Own(6, 8), Own(*sizes[::-1])
+
+        def __call__(self, x):
+            return self.b(nnx.relu(self.a(x)))
+
+    model = Net()
+    model.b.kernel[...] = model.b.kernel[...].at[:3].set(0)
+    small = volax.compact(model, volax.find_groups(model, X)).params
+    assert small.a.out_features == 5
+    # [8, 8] may as well be [out, in].
+    assert small.b.in_features == (5 if sizes == (6, 8) else 8)

@@ -257,7 +257,7 @@ class _Source:
         def rebuilt(new: dict[str, Any]) -> tuple[Any, Any]:
             small = merge(replaced(tree, new))
             if is_module:
-                modules.resize(small)
+                modules.resize(small, params)
             below = {k.removeprefix(_STATE): v for k, v in new.items() if k in others}
             return small, replaced(state, below)
 

@@ -157,7 +157,7 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
     if merge is None:
         return Loaded(filled, manifest)
     module = merge(filled)
-    modules.resize(module)
+    modules.resize(module, into)
     return Loaded(module, manifest)
 
 
