@@ -297,3 +297,58 @@ def test_a_layer_of_ones_own_follows_only_where_its_axes_are_known(sizes):
     assert small.a.out_features == 5
     # [8, 8] may as well be [out, in].
     assert small.b.in_features == (5 if sizes == (6, 8) else 8)
+
+
+def test_names_that_end_alike_are_not_taken_for_neighbours():
+    params = {
+        "l1": {"kernel": normal(0, (6, 8))},
+        "l2": {"kernel": normal(1, (8, 3)).at[:2].set(0)},
+    }
+    other = {"bias": jnp.ones(8)}
+    pair = volax.pair("l1/kernel", "l2/kernel")
+    for near in ({"xl1": other}, {"x": {"l1": other}}):
+        assert volax.compact(params | near, pair).sizes["l1/kernel"] == (6, 6)
+        assert volax.report(params | near, pair).total["alive"] == 6
+    collections = {"params": params, "batch_stats": {"l1": {"mean": jnp.ones(8)}}}
+    apart = {"params": params, "state": collections["batch_stats"]}
+    for given in ({"params": collections}, apart):
+        with pytest.raises(ValueError, match=r"l1/mean' of shape .* stands beside"):
+            volax.compact(given.pop("params"), pair, **given)
+    # The statistics of another module that is itself called l1.
+    params["enc"] = {"l1": {"kernel": jnp.ones((2, 8))}}
+    state = {"enc": {"l1": {"mean": jnp.ones(8)}}}
+    assert volax.compact(params, pair, state=state).sizes["l1/kernel"] == (6, 6)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_moment_is_known_by_all_steps_of_its_path(nested):
+    """A submodule called ``mu`` has a moment at the key path of another's weight."""
+    layers = {"w1": normal(0, (6, 8)), "w2": normal(1, (8, 3)).at[:3].set(0)}
+    params = {**layers, "mu": {"w1": normal(2, (6, 8)), "w2": normal(3, (8, 3))}}
+    tx = optax.adam(1e-2)
+    state = (tx.init(params),) if nested else tx.init(params)
+    numbers = jax.tree.map(
+        lambda p: jnp.arange(1.0, p.size + 1).reshape(p.shape), params
+    )
+    adam = state[0][0] if nested else state[0]
+    adam = adam._replace(mu=numbers, nu=numbers)
+    state = ((adam, *state[0][1:]),) if nested else (adam, *state[1:])
+    small = volax.compact(params, PAIR, opt_state=state)
+    after = small.opt_state[0][0] if nested else small.opt_state[0]
+    assert jax.tree.map(jnp.shape, after.mu) == jax.tree.map(jnp.shape, small.params)
+    np.testing.assert_array_equal(after.nu["w1"], numbers["w1"][:, 3:])
+    np.testing.assert_array_equal(after.mu["mu"]["w1"], numbers["mu"]["w1"])
+
+
+def test_a_moment_that_may_be_of_two_weights_is_refused():
+    params = {
+        "w1": jnp.ones((6, 8)),
+        "w2": jnp.zeros((8, 3)),
+        "a": {"w1": jnp.ones((6, 8))},
+    }
+    with pytest.raises(ValueError, match="may belong to 'a/w1' or 'w1'"):
+        volax.compact(
+            params,
+            PAIR,
+            opt_state={"m": {"a": {"w1": jnp.ones((6, 8)), "x": jnp.ones(3)}}},
+        )

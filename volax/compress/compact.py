@@ -152,7 +152,7 @@ def compact(
     if state is not None:
         every = (groups,) if isinstance(groups, Group) else groups
         listed = [_in_state(group) for group in every]
-    found = fitted(listed, source.leaves, "compact")
+    found = fitted(listed, source.leaves, "compact", source.apart)
     run = None if check is None else _Check.of(check, source.is_module, state)
     limit = tolerance
     before = None if run is None else run.full(params, state)
@@ -263,6 +263,15 @@ class _Source:
 
         kind = {**kinds(tree), **dict.fromkeys(others, STATE)}
         return cls({**leaves, **others}, kind, is_module, rebuilt)
+
+    @property
+    def apart(self) -> set[str]:
+        """Statistics that lie in collections of their own; in a module none does."""
+        return (
+            set()
+            if self.is_module
+            else {path for path, kind in self.kinds.items() if kind == STATE}
+        )
 
     def like(self, path: str, array: Any) -> Any:
         """A changed array of the kind it had before."""

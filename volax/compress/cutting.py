@@ -203,8 +203,7 @@ def cut_state(
     """The state of an optimizer, fitting the smaller parameters.
 
     Args:
-      opt_state: the state; moments are known by the key path of their parameter at
-        the end of their own.
+      opt_state: the state; moments lie in trees of the parameters' key paths.
       plans: what stays of each parameter.
       shapes: the parameters' shapes before the cut.
 
@@ -212,17 +211,27 @@ def cut_state(
       The state with every array of a parameter's shape cut like the parameter.
 
     Raises:
-      ValueError: an array belongs to a cut parameter and has another shape.
+      ValueError: an array belongs to a cut parameter and has another shape, or may
+        belong to several.
     """
+    names = _owners(opt_state, shapes)
     matched = set()
 
     def small(path: tuple[Any, ...], leaf: Any) -> Any:
-        names = (masks.key_path(path[place:]) for place in range(len(path)))
-        name = next((name for name in names if name in shapes), None)
-        if jnp.size(leaf) > 1:
-            matched.add(name)
-        if name is None or name not in plans or jnp.size(leaf) <= 1:
+        if jnp.size(leaf) <= 1:
             return leaf
+        found = names[path]
+        fitting = [name for name in found if shapes[name] == jnp.shape(leaf)] or found
+        matched.update(fitting or [None])
+        if not any(name in plans for name in fitting):
+            return leaf
+        if len(fitting) > 1:
+            raise ValueError(
+                f"compact: opt_state: {masks.key_path(path)!r} may belong to "
+                f"{' or '.join(map(repr, fitting))}, so it is not known how to cut it; "
+                "leave opt_state out and call tx.init on the smaller parameters"
+            )
+        (name,) = fitting
         if jnp.shape(leaf) != shapes[name]:
             raise ValueError(
                 f"compact: opt_state: {masks.key_path(path)!r} belongs to {name!r} of "
@@ -240,3 +249,29 @@ def cut_state(
             "the smaller parameters"
         )
     return cut_down
+
+
+def _owners(
+    opt_state: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[tuple[Any, ...], list[str]]:
+    """The parameters that each leaf of an optimizer's state may belong to.
+
+    A moment lies in a tree of parameters: below the step to that tree, all key paths
+    are those of parameters. The first such tree counts. ``mu/l1/kernel`` in the state
+    of a model with a submodule ``mu`` is the moment of ``l1/kernel``, since beside it
+    lies ``mu/mu/l1/kernel``, which is no parameter. Where no tree is of this kind, any
+    parameter at the end of the path may be meant.
+    """
+    paths = [path for path, _ in masks.flatten_with_path(opt_state)]
+    foreign = {
+        path[:place]
+        for path in paths
+        for place in range(len(path))
+        if masks.key_path(path[place:]) not in shapes
+    }
+    found = {}
+    for path in paths:
+        below = {path[:k]: masks.key_path(path[k:]) for k in range(len(path))}
+        proven = [name for above, name in below.items() if above not in foreign]
+        found[path] = proven[:1] or [name for name in below.values() if name in shapes]
+    return found

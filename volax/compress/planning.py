@@ -1,7 +1,7 @@
 """Decides, before anything is cut, which units of which group stay."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -36,13 +36,17 @@ class Plan:
     folded: dict[str, np.ndarray]
 
 
-def fitted(groups: Any, leaves: Mapping[str, Any], what: str) -> tuple[Group, ...]:
+def fitted(
+    groups: Any, leaves: Mapping[str, Any], what: str, apart: Set[str] = frozenset()
+) -> tuple[Group, ...]:
     """The groups of an argument, completed by the sizes of a tree.
 
     Args:
       groups: one group, or an iterable of them.
       leaves: arrays by key path; the running statistics too.
       what: who asks, for errors.
+      apart: key paths of statistics that lie in trees of their own, beside that of the
+        parameters.
 
     Returns:
       The groups, each once.
@@ -85,22 +89,42 @@ def fitted(groups: Any, leaves: Mapping[str, Any], what: str) -> tuple[Group, ..
     refitting.check_apart(found, shapes, what)
     for group in found:
         _check_complete(
-            group, leaves, {m.path for g in found for m in g.carriers}, what
+            group, leaves, {m.path for g in found for m in g.carriers}, what, apart
         )
     return tuple(found)
 
 
+def _modules(leaves: Iterable[str], apart: Set[str]) -> dict[str, str]:
+    """The module of each array: all steps of its key path but the last.
+
+    Statistics that lie apart have more steps in front (a collection's name); theirs
+    is the longest end of these steps that is the module of a parameter.
+    """
+    above = {path: path.split("/")[:-1] for path in leaves}
+    known = {tuple(steps) for path, steps in above.items() if path not in apart}
+    found = {}
+    for path, steps in above.items():
+        ends = (steps[k:] for k in range(len(steps)) if path in apart)
+        found[path] = "/".join(next((e for e in ends if tuple(e) in known), steps))
+    return found
+
+
 def _check_complete(
-    group: Group, leaves: Mapping[str, Any], listed: set[str], what: str
+    group: Group,
+    leaves: Mapping[str, Any],
+    listed: set[str],
+    what: str,
+    apart: Set[str],
 ) -> None:
     """Refuses a hand-written group that forgets a vector beside what it lists."""
     if group.keeps_zero is not None:
         return
+    inside = _modules(leaves, apart)
     for member in group.carriers:
-        parent = member.path.rpartition("/")[0]
+        parent = inside[member.path]
         if member in group.consumers or not parent:
             continue
-        beside = [k for k in leaves if k.rpartition("/")[0].endswith(parent)]
+        beside = [path for path, module in inside.items() if module == parent]
         for path in beside:
             shape = np.shape(leaves[path])
             if path not in listed and shape == group.sizes:

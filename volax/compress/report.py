@@ -240,7 +240,8 @@ def report(
         counts = multiply_adds(fn, _unpacked(tree), given)  # pyright: ignore
     else:
         counts = {k: v.size for k, v in weights.items() if v.ndim > 1}
-    found = fitted(() if groups is None else groups, arrays, "report")
+    apart = {path for path, k in kind.items() if k == STATE and merge is None}
+    found = fitted(() if groups is None else groups, arrays, "report", apart)
     units, left = _units(found, arrays, modules.owners(params))
     rows, made = [], {}
     for group, row in zip(found, units):
