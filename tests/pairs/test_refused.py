@@ -30,22 +30,19 @@ def between(f):
     return lambda p, x: f(hidden(p, x)) @ p["w2"]
 
 
-def tied(p, x):
-    return hidden(p, x) @ p["w1"].T
+def again(f):
+    """A residual layer whose square kernel is a function of ``u``."""
+
+    def fn(p, x):
+        h = hidden(p, x)
+        return (h + jax.nn.relu(h @ f(p["u"]))) @ p["w2"]
+
+    return fn
 
 
-def recurrent(p, x):
-    h = jnp.zeros((5, 8))
-    for _ in range(2):
-        h = jax.nn.relu(x @ p["w1"] + h @ p["u"])
-    return h @ p["w2"]
-
-
-def recurrent_scan(p, x):
-    def step(h, x_t):
-        return jax.nn.relu(x_t @ p["w1"] + h @ p["u"]), None
-
-    return lax.scan(step, jnp.zeros((8,)), x)[0] @ p["w2"]
+def quadratic(p, x):
+    h = hidden(p, x)
+    return jnp.einsum("bi,ij,bj->b", h, p["u"], h)
 
 
 def attended(p, x):
@@ -121,6 +118,8 @@ def lora_merged(p, x):
     return jax.nn.relu(x @ (p["a"] @ p["b"])) @ p["w2"]
 
 
+MASK = jnp.arange(64.0).reshape(8, 8) % 3
+
 REFUSED = {
     "layer_norm": (between(layer_norm), W, "w1", "reduce_sum runs over the units"),
     "rms_norm": (
@@ -132,10 +131,20 @@ REFUSED = {
     "sum": (read_twice, W, "w1", "reduce_sum runs over"),
     "hidden_output": (hidden_output, W, "w1", "reach the output 1"),
     "penalty": (loss_with_penalty, W, "w1", "reduce_sum runs over"),
-    "tied": (tied, W, "w1", "w1 stands on both sides"),
-    "recurrent": (recurrent, W | shaped(u=(8, 8)), "w1", "u stands on both sides"),
-    "recurrent_scan": (
-        recurrent_scan, W | shaped(u=(8, 8)), "w1", "u stands on both sides",
+    "two steps at once": (
+        again(lambda u: u @ u), W | shaped(u=(8, 8)), "w1", "between two parameters",
+    ),
+    "triangular": (
+        again(jnp.tril), W | shaped(u=(8, 8)), "w1", "two axes of one array",
+    ),
+    "masked by a captured array": (
+        again(lambda u: u * MASK), W | shaped(u=(8, 8)), "w1", "two axes of one array",
+    ),
+    "sum of outer": (
+        again(lambda u: u[:, None] + u), W | shaped(u=(8,)), "w1", "not used as they",
+    ),
+    "quadratic": (
+        quadratic, W | shaped(u=(8, 8)), "w1", "between two computed values",
     ),
     "query_key": (attended, shaped(w1=(4, 8), k=(4, 8)), "w1", "two computed values"),
     "spectral": (spectral, W, "w1", "contracted with a constant"),
@@ -288,6 +297,18 @@ def test_group_is_no_pair_for_the_right_reason(case):
     pairs = find_pairs(fn, W, X)
     assert not len(pairs)
     assert any(r.path == "w1" and re.search(reason, r.reason) for r in pairs.refused)
+
+
+def test_units_that_a_step_revives_are_not_zero():
+    def fn(p, x):
+        def step(c, row):
+            return jax.nn.relu(row @ p["w1"] + p["b1"]) + 1, c @ p["w2"]
+
+        return lax.scan(step, jnp.zeros(8), x)[1]
+
+    (group,) = find_groups(fn, W, X)
+    assert group.keeps_zero is False
+    check_groups(group, fn, W, X)
 
 
 def gated(act):

@@ -341,6 +341,41 @@ RAW = {
         {"table": (2, 4), "w0": (5, 6), "w1": (8, 6), "w2": (6, 2)}, (VECTOR[:1],),
         [], ["table -> w1", "w0, w1 -> w2"],
     ),
+    "tied": (
+        others.raw_tied, {"w": (5, 6), "b": (6,)}, (VECTOR,), [], ["w -> w"],
+    ),
+    "tied_embedding": (
+        others.raw_tied_embedding, {"table": (11, 6), "up": (6, 7), "down": (7, 6)},
+        (TOKENS,), [], ["down, table -> table, up", "up -> down"],
+    ),
+    "recurrent": (
+        others.raw_recurrent, {"w": (5, 6), "u": (6, 6), "b": (6,), "v": (6, 2)},
+        (VECTOR,), [], ["u, w -> u, v"],
+    ),
+    "unrolled": (
+        others.raw_unrolled, {"w": (5, 6), "u": (6, 6), "v": (6, 2)},
+        (VECTOR,), [], ["u, w -> u, v"],
+    ),
+    "gru": (
+        others.raw_gru,
+        {"w": (5, 18), "u": (6, 18), "b": (18,), "v": (6, 2), "h": (6,)},
+        (VECTOR,), [], ["u, w -> u, v"],
+    ),
+    "projected": (
+        others.raw_projected,
+        {"stem": (3, 3, 3, 4), "head": (4, 2)} | {
+            f"{name}{k}": shape for k in BLOCKS for name, shape in {
+                "depth": (3, 3, 1, 4), "squeeze": (4, 2), "excite": (2, 4),
+                "project": (1, 1, 4, 4),
+            }.items()
+        },
+        (IMAGE,), [],
+        [
+            "excite0, excite1, project0, project1, stem -> "
+            "head, project0, project1, squeeze0, squeeze1",
+            "squeeze0 -> excite0", "squeeze1 -> excite1",
+        ],
+    ),
     "lora": (
         others.raw_lora, {"w1": (5, 6), "a": (5, 2), "b": (2, 6), "w2": (6, 2)},
         (VECTOR,), [volax.pair("a", "b")], ["b, w1 -> w2"],
@@ -428,6 +463,55 @@ def test_plain_functions(name):
     found = find_groups(fn, params, *inputs)
     agree(found, expected, rest, params)
     check_groups(found, fn, params, *inputs)
+
+
+def test_one_parameter_on_both_sides():
+    fn, shapes, inputs, _, _ = RAW["gru"]
+    (group,) = find_groups(fn, others.normal(KEY, **shapes), *inputs)
+    gates = (Axis(1, 0, (3, 6), (6, 1), (None, 0)),)
+    assert group.producers == (
+        Member("u", "producer", 0, gates), Member("w", "producer", 0, gates),
+    )  # fmt: skip
+    assert [(m.path, m.axes) for m in group.consumers] == [
+        ("u", (Axis(0, 0, (6,), (1,), (0,)),)), ("v", (Axis(0, 0, (6,), (1,), (0,)),)),
+    ]  # fmt: skip
+    assert {(m.path, m.role) for m in group.biases} == {("b", "bias"), ("h", "bias")}
+    assert group.note == "u stands on both sides; f(0) = 0"
+
+
+RECURRENT = {
+    "nnx": lambda cell: (NnxRecurrent(getattr(nnx, cell)), SEQUENCE),
+    "linen": lambda cell: linen_recurrent(nn.RNN(getattr(nn, cell)(6))),
+}
+
+
+class NnxRecurrent(nnx.Module):
+    def __init__(self, cell):
+        rngs = nnx.Rngs(0)
+        self.rnn = nnx.RNN(cell(8, 6, rngs=rngs))
+        self.head = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.rnn(x)[:, -1])
+
+
+def linen_recurrent(rnn):
+    model = nn.Sequential([rnn, nn.Dense(3)])
+    return model, jax.eval_shape(model.init, KEY, SEQUENCE), SEQUENCE
+
+
+@pytest.mark.parametrize("library", RECURRENT)
+@pytest.mark.parametrize(
+    "cell", ["SimpleCell", "GRUCell", "LSTMCell", "OptimizedLSTMCell"]
+)
+def test_recurrent_cells(library, cell):
+    args = RECURRENT[library](cell)
+    groups = find_groups(*args)
+    (group,) = groups
+    assert group.sizes == (6,)
+    assert group.keeps_zero
+    assert "stands on both sides" in group.note
+    check_groups(groups, *args)
 
 
 def test_equinox():

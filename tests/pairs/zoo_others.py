@@ -246,6 +246,65 @@ def raw_grid(p, x):
     return jax.nn.relu(h + x @ p["w0"]) @ p["w2"]
 
 
+def raw_tied(p, x):
+    """An autoencoder whose decoder is its encoder's transpose."""
+    return jax.nn.relu(x @ p["w"] + p["b"]) @ p["w"].T
+
+
+def raw_tied_embedding(p, tokens):
+    """The table that looks tokens up also scores them."""
+    h = p["table"][tokens]
+    h = h + jax.nn.gelu(h @ p["up"]) @ p["down"]
+    return h @ p["table"].T
+
+
+def raw_recurrent(p, x):
+    def step(h, x_t):
+        h = jnp.tanh(x_t @ p["w"] + h @ p["u"] + p["b"])
+        return h, None
+
+    return lax.scan(step, jnp.zeros(p["u"].shape[0]), x)[0] @ p["v"]
+
+
+def raw_unrolled(p, x):
+    h = jnp.zeros((len(x), p["u"].shape[0]))
+    for _ in range(2):
+        h = jax.nn.relu(x @ p["w"] + h @ p["u"])
+    return h @ p["v"]
+
+
+def raw_gru(p, x):
+    """All gates from one kernel on each side, in equal parts; a learned start."""
+
+    def step(h, x_t):
+        ar, az, an = jnp.split(x_t @ p["w"] + p["b"], 3)
+        br, bz, bn = jnp.split(h @ p["u"], 3)
+        z = jax.nn.sigmoid(az + bz)
+        n = jnp.tanh(an + jax.nn.sigmoid(ar + br) * bn)
+        return (1 - z) * n + z * h, h
+
+    last, before = lax.scan(step, p["h"], x)
+    return last @ p["v"], before @ p["v"]
+
+
+def raw_projected(p, x):
+    """MBConv blocks that do not expand: each projection is read by the next one."""
+    spec = ("NHWC", "HWIO", "NHWC")
+
+    def conv(x, kernel, groups=1):
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), SAME, dimension_numbers=spec, feature_group_count=groups
+        )
+
+    x = conv(x, p["stem"])
+    for k in range(2):
+        h = jax.nn.silu(conv(x, p[f"depth{k}"], x.shape[-1]))
+        squeezed = jax.nn.silu(h.mean((1, 2)) @ p[f"squeeze{k}"])
+        h = h * jax.nn.sigmoid(squeezed @ p[f"excite{k}"])[:, None, None]
+        x = x + conv(h, p[f"project{k}"])
+    return x.mean((1, 2)) @ p["head"]
+
+
 def raw_lora(p, x):
     """An adapter beside a frozen-looking weight, not merged."""
     h = jax.nn.relu(x @ p["w1"] + (x @ p["a"]) @ p["b"])

@@ -68,6 +68,7 @@ class Degrees:
         self.uses: dict[Term, list[Use]] = defaultdict(list)
         self.ops: dict[Term, list[Op]] = defaultdict(list)
         self.broken: dict[Term, Any] = {}
+        self.revived: set[Term] = set()  # zero at first, but not after a step of a scan
         self.places: dict[Term, list[Place]] = {}
         self.facts: dict[Value, dict[Key, Fact]] = {}
         self._pieces: dict[int, tuple[Piece, ...]] = {}
@@ -219,6 +220,8 @@ class Degrees:
         places = frozenset().union(*(f.places for f in facts))
         if op.out.kind != WEIGHT:
             places = frozenset()
+        if op.zero == "again" and len({f.zero for f in facts}) > 1:
+            self.revived.add(leaf)
         return Fact(self._law(op, leaf, cases), _zero(op.zero, facts), places)
 
     def _law(self, op: Op, leaf: Term, given: list[Fact | None]) -> Row | None:

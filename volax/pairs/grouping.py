@@ -11,7 +11,7 @@ from volax.pairs.degrees import ZERO, Degrees, Place
 from volax.pairs.records import Group, Member
 from volax.pairs.result import Groups, Refusal
 from volax.pairs.solve import Solution, solve
-from volax.pairs.tape import WEIGHT, Op, Tape, Value
+from volax.pairs.tape import CONST, WEIGHT, Op, Tape, Value
 from volax.pairs.terms import Poison, Term
 from volax.pairs.written import members
 
@@ -70,9 +70,14 @@ class Grouping:
         seen: dict[Term, int] = {}
         for axis, _, piece in self.degrees.occurrences(value):
             for leaf in piece.leaves:
-                if seen.get(leaf, axis) != axis or piece.leaves.count(leaf) > 1:
+                # A recurrent kernel ``[units, units]`` carries them along both axes,
+                # each with a role of its own; an activation would hold their products.
+                again = seen.setdefault(leaf, axis) != axis and value.kind not in (
+                    CONST,
+                    WEIGHT,
+                )
+                if again or piece.leaves.count(leaf) > 1:
                     self.crossed.add(leaf)
-                seen[leaf] = axis
         self.held[value] = set(seen)
         for loop in value.loops:
             self.held[value].update(terms.leaves(loop))
@@ -98,8 +103,7 @@ class Grouping:
         for unit in units:
             unit.refused = self._refusal(unit)
             if unit.refused is None:
-                rows = self.degrees.rows.get(unit.leaf, [])
-                unit.solution = solve(unit.places, rows)
+                unit.solution = self._solved(unit)
                 unit.joined = self._joined(unit)
                 unit.refused = self._spread(unit) or self._fixed_arrays(unit)
         found, refused, seen = [], [], set()
@@ -119,9 +123,6 @@ class Grouping:
         """Why a leaf is no unit, judged by itself."""
         leaf = unit.leaf
         makers, takers = unit.having("producer"), unit.having("consumer")
-        sides = {p.path for p in makers} & {p.path for p in takers}
-        if sides:
-            return Poison(f"{min(sides)} stands on both sides")
         if leaf.size == 1:
             return Poison("the units are tied together or cut down to a single one")
         if leaf in self.crossed:
@@ -135,7 +136,7 @@ class Grouping:
             why = "the units' places do not line up"
             return Poison(why, self.degrees.broken[leaf])
         for place in unit.places:
-            if len(place.roles) > 1:
+            if len(place.roles) > 1 and place.roles != _BOTH:
                 roles = " and ".join(sorted(place.roles))
                 return Poison(f"{place.path} is used as {roles} of the same units")
         if any(not p.roles for p in unit.places) or not makers:
@@ -147,6 +148,14 @@ class Grouping:
                 why = "the outgoing weights are not used as they are"
                 return Poison(why, use.op.eqn)
         return None
+
+    def _solved(self, unit: Unit) -> Solution:
+        """The degrees of a pair; a parameter on both sides would scale twice."""
+        makers, takers = unit.having("producer"), unit.having("consumer")
+        both = {p.path for p in makers} & {p.path for p in takers}
+        if both:
+            return Solution(None, f"{min(both)} stands on both sides")
+        return solve(unit.places, self.degrees.rows.get(unit.leaf, []))
 
     def _spread(self, unit: Unit) -> Poison | None:
         """A norm over a part of the channels refuses the other part as well."""
@@ -205,13 +214,13 @@ class Grouping:
         units = self._order(unit, first)
         sizes = tuple(leaf.size for leaf in units)
         made: dict[str, list[Member]] = defaultdict(list)
-        by_role: dict[tuple[str, str, int, int], list[Place]] = {}
+        by_role: dict[tuple[str, str, int, int, str], list[Place]] = {}
         for place in unit.places:
-            (role,) = place.roles
-            degree = 0 if degrees is None else degrees[place]
-            field, role = _field(role, degree, degrees is not None)
-            key = (field, role, degree, place.axis)
-            by_role.setdefault((*key, place.path), []).append(place)  # pyright: ignore
+            for role in sorted(place.roles):
+                degree = 0 if degrees is None else degrees[place]
+                field, role = _field(role, degree, degrees is not None)
+                key = (field, role, degree, place.axis, place.path)
+                by_role.setdefault(key, []).append(place)
         for (field, role, degree, *_), places in by_role.items():
             made[field] += members(places, role, degree, units, self.degrees)
         made["states"] = self._states(unit, units)
@@ -226,6 +235,7 @@ class Grouping:
         # A running mean is subtracted from what is zero, unless gamma is the producer.
         kept = all(use.units.zero == ZERO for use in uses)
         kept = kept and (degrees is not None or not made["states"])
+        kept = kept and unit.leaf not in self.degrees.revived
         if degrees is None:
             note += f"; f(0) {'=' if kept else 'is not'} 0"
         return Group(
@@ -290,6 +300,7 @@ class Grouping:
         )
 
 
+_BOTH = {"producer", "consumer"}
 _LAYOUT = {
     "broadcast_in_dim",
     "convert_element_type",

@@ -68,8 +68,9 @@ class Op:
         ``select`` and ``update`` (equal, but for operands that only choose), ``carry``
         (an unknown of its own).
       weights: of the operands under ``sum``.
-      zero: when the result is zero at a unit whose weights are all zero: ``all`` or
-        ``any`` operand is, the operand of a number is, as in a ``div``, ``lost``, or
+      zero: when the result is zero at a unit whose weights are all zero: ``all``
+        (``again``, at the start and at the end of every step of a scan) or ``any``
+        operand is, the operand of a number is, as in a ``div``, ``lost``, or
         ``singular`` (not even finite).
       meet: the role of a weight that meets data here.
       contracted: pairs of axes, of the first and of the second operand.

@@ -284,6 +284,7 @@ def _tie(tape: Tape, eqn: Any, init: Any, start: Any, end: Value, steps: Term) -
         links,
         shape=end.shape,
         meet="bias",
+        zero="again",
         loops=end.loops - {steps},
     )
 

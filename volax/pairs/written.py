@@ -42,7 +42,9 @@ def _others(place: Place, units: tuple[Term, ...], degrees: Degrees) -> list[Axi
     """The axes of the parameter that carry the unit's other leaves."""
     found = []
     for axis, _, piece in degrees.occurrences(place.value):
-        if axis != place.axis and any(leaf in units for leaf in piece.leaves):
+        # An axis that carries the leaf itself is another member: a recurrent kernel.
+        own = axis == place.axis or place.leaf in piece.leaves
+        if not own and any(leaf in units for leaf in piece.leaves):
             found.append(_axis(axis, piece, units))
     return found
 

@@ -5,13 +5,15 @@ from typing import Any
 from volax.pairs import terms
 from volax.pairs.compat import primitives
 from volax.pairs.rules.registry import rule, shape_of
-from volax.pairs.tape import WEIGHT, Tape, Value
+from volax.pairs.tape import ACTIVATION, DATA, WEIGHT, Tape, Value
 from volax.pairs.terms import Term
 
 
 def _refuse_contracted(tape: Tape, eqn: Any, x: Value, y: Value, term: Any) -> None:
     """Units are consumed by a weight; any other contraction only mixes them."""
     weights = [v for v in (x, y) if v.kind == WEIGHT]
+    if _blank(x, y):
+        return
     if len(weights) == 1 and min(x.kind, y.kind) > 0:
         return
     if weights and max(x.kind, y.kind) == WEIGHT and min(x.kind, y.kind) == WEIGHT:
@@ -21,6 +23,11 @@ def _refuse_contracted(tape: Tape, eqn: Any, x: Value, y: Value, term: Any) -> N
     else:
         why = "contracted between two computed values"
     tape.poison(term, why, eqn)
+
+
+def _blank(x: Value, y: Value) -> bool:
+    """Whether a weight meets zeros: the first step of a recurrent cell."""
+    return WEIGHT in (x.kind, y.kind) and 0 in (x.known, y.known)
 
 
 @rule(primitives("dot_general"))
@@ -71,7 +78,8 @@ def _contraction(
         weights=(1, 1),
         zero="any",
         meet="producer",
-        kind=3 if {x.kind, y.kind} == {1, WEIGHT} else None,
+        kind=ACTIVATION if {x.kind, y.kind} == {DATA, WEIGHT} or _blank(x, y) else None,
+        known=0.0 if _blank(x, y) else None,
         **rest,
     )
 
