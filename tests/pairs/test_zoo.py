@@ -296,6 +296,14 @@ RAW = {
         others.raw_fused, {"qkv": (8, 24), "b": (24,), "o": (8, 8)}, (SEQUENCE,),
         [FUSED], [],
     ),
+    "fused_heads": (
+        others.raw_fused_heads, {"qkv": (8, 36), "b": (36,), "o": (12, 8)},
+        (SEQUENCE,), [], ["qkv -> o"],
+    ),
+    "fused_gate": (
+        others.raw_fused_gate, {"w1": (5, 12), "w2": (6, 2)}, (VECTOR,),
+        [], ["w1 -> w2"],
+    ),
     "gated_fused": (
         others.raw_gated_fused, {"w1": (5, 12), "w2": (6, 2)}, (VECTOR,),
         [dataclasses.replace(volax.pair(part("w1", 1, 6, 6), "w2"), sizes=(6,))], [],
@@ -463,6 +471,19 @@ def test_plain_functions(name):
     found = find_groups(fn, params, *inputs)
     agree(found, expected, rest, params)
     check_groups(found, fn, params, *inputs)
+
+
+def test_all_parts_of_a_fused_kernel_are_cut_alike():
+    fn, shapes, inputs, _, _ = RAW["fused_heads"]
+    groups = find_groups(fn, others.normal(KEY, **shapes), *inputs)
+    (group,) = groups
+    assert group.sizes == (3,)  # heads
+    (made,), (added,), (used,) = group.producers, group.biases, group.consumers
+    assert made.axes == (Axis(1, 0, (3, 3, 4), (12, 4, 1), (None, 0, None)),)
+    assert added.axes == (dataclasses.replace(made.axes[0], axis=0),)
+    assert used.axes == (Axis(0, 0, (3, 4), (4, 1), (0, None)),)
+    said = [r.reason for r in groups.refused if r.path == "qkv"]
+    assert "contracted between two computed values" in said  # the channels of a head
 
 
 def test_one_parameter_on_both_sides():

@@ -145,6 +145,21 @@ def raw_fused(p, x):
     return y @ p["o"]
 
 
+def raw_fused_heads(p, x):
+    """Queries, keys and values from one kernel, parted by a reshape, as in timm."""
+    qkv = (x @ p["qkv"] + p["b"]).reshape(*x.shape[:2], 3, -1, 4)
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+    a = jax.nn.softmax(q @ k.swapaxes(-1, -2) / 2)
+    y = (a @ v).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+    return y @ p["o"]
+
+
+def raw_fused_gate(p, x):
+    """SwiGLU whose kernel a reshape cuts into a gate and a linear branch."""
+    gate, up = jnp.unstack((x @ p["w1"]).reshape(len(x), 2, -1), axis=1)
+    return (jax.nn.silu(gate) * up) @ p["w2"]
+
+
 def raw_gated_fused(p, x):
     """SwiGLU with gate and linear branch in one kernel."""
     gate, up = jnp.split(x @ p["w1"], 2, axis=-1)

@@ -162,7 +162,9 @@ class Grouping:
         for place in unit.having("producer"):
             for leaf in place.piece.leaves:
                 cause = leaf.poison
-                if leaf not in (unit.leaf, *unit.joined) and cause and not cause.quiet:
+                if leaf in (unit.leaf, *unit.joined) or cause is None:
+                    continue
+                if not (cause.quiet or cause.alone):
                     return cause
         return None
 

@@ -118,11 +118,16 @@ class Tape:
         return made
 
     def poison(
-        self, term: Term | None, reason: str, eqn: Any, quiet: bool = False
+        self,
+        term: Term | None,
+        reason: str,
+        eqn: Any,
+        quiet: bool = False,
+        alone: bool = False,
     ) -> None:
         """Refuses the units of an axis."""
         if term is not None:
-            terms.poison(term, Poison(reason, self.site(eqn), quiet))
+            terms.poison(term, Poison(reason, self.site(eqn), quiet, alone))
 
     def site(self, eqn: Any) -> Any:
         """The equation whose source line a reader should see.

@@ -26,11 +26,14 @@ class Poison:
       reason: the reason, as text.
       eqn: the equation, where there is one.
       quiet: whether nobody would expect units here (windows, positions, data).
+      alone: whether the other factors of the same axis are judged by themselves: the
+        channels of queries and keys are no units, but their heads may be.
     """
 
     reason: str
     eqn: Any = None
     quiet: bool = False
+    alone: bool = False
 
 
 class Term:

@@ -22,7 +22,7 @@ def _refuse_contracted(tape: Tape, eqn: Any, x: Value, y: Value, term: Any) -> N
         why = "contracted with a constant"
     else:
         why = "contracted between two computed values"
-    tape.poison(term, why, eqn)
+    tape.poison(term, why, eqn, alone=True)
 
 
 def _blank(x: Value, y: Value) -> bool:
