@@ -200,7 +200,7 @@ def test_names_that_a_file_cannot_hold(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wall", [np.nan, np.inf, -1.0, volax.relative_to_init(1.0)])
+@pytest.mark.parametrize("wall", [np.nan, np.inf, -1.0, True, np.array([1.0, -1.0])])
 def test_walls_that_are_none(wall):
     params = {"w": jnp.ones((2, 2))}
     with pytest.raises(ValueError, match=r"binarize: volume must be a finite number"):
@@ -209,9 +209,29 @@ def test_walls_that_are_none(wall):
         volax.ternarize(params, volume=wall)
 
 
-def test_a_negative_bound_is_refused():
-    with pytest.raises(ValueError, match="report: bounds must be numbers >= 0"):
-        volax.report({"w": jnp.ones((2, 2))}, bounds=-1.0)
+@pytest.mark.parametrize("wall", [np.nan, -1.0, True, np.array([1.0, -1.0])])
+def test_a_report_of_walls_that_are_none(wall):
+    with pytest.raises(ValueError, match="report: volume must be a number >= 0"):
+        volax.report({"w": jnp.ones((2, 2))}, volume=wall)
+
+
+@pytest.mark.parametrize(
+    "wall",
+    [volax.relative_to_init(1.0), {"w": optax.constant_schedule(1.0)}, {"w": "big"}],
+)
+@pytest.mark.parametrize("function", [volax.binarize, volax.ternarize, volax.report])
+def test_walls_that_need_the_state(wall, function):
+    params = {"w": jnp.ones((2, 2))}
+    message = r"volume at 'w' must be numbers.*schedule\(count\).*'initial'"
+    with pytest.raises(ValueError, match=f"{function.__name__}: {message}"):
+        function(params, volume=wall)
+
+
+@pytest.mark.parametrize("function", [volax.binarize, volax.ternarize, volax.report])
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 1), (1, 2, 2)])
+def test_walls_that_do_not_broadcast(function, shape):
+    with pytest.raises(ValueError, match=r"does not broadcast to leaf 'w' of shape"):
+        function({"w": jnp.ones((2, 2))}, volume=np.ones(shape))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3), (4, 5, 3), (2, 4, 5, 3)])

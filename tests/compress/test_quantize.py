@@ -65,6 +65,21 @@ def test_the_wall_is_the_scale():
     assert np.unique(np.abs(got["a"])).tolist() == [0.5]
     assert np.unique(np.abs(got["b"])).tolist() == [0.25]
     assert got["bias"] is params["bias"]
+    columns = np.array([0.5, 0.25, 1.0, 2.0])
+    for volume in (columns, {"a": columns}, jnp.asarray(columns)):
+        got = binarize(params, volume=volume, mask=volax.path_matches("^a$"))["a"]
+        np.testing.assert_array_equal(got, columns * np.sign(params["a"]))
+        pack({"a": got}, bits=1, channel_axis=-1)
+        got = ternarize(
+            params, volume=volume, threshold=0.4, mask=volax.path_matches("^a$")
+        )
+        kept = np.abs(params["a"]) > np.float32(0.4 * columns)
+        np.testing.assert_array_equal(got["a"], columns * kept * np.sign(params["a"]))
+    narrow = jax.jit(lambda w, v: binarize({"a": w}, volume=v))(
+        params["a"].astype(jnp.bfloat16), jnp.float32(0.5)
+    )["a"]
+    assert narrow.dtype == jnp.bfloat16
+    assert np.unique(np.abs(narrow.astype(jnp.float32))).tolist() == [0.5]
     got = ternarize(params, volume=0.5, threshold=0.4)["a"]
     np.testing.assert_array_equal(
         got, np.where(np.abs(params["a"]) > 0.2, 0.5 * np.sign(params["a"]), 0)

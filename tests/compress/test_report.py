@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -23,7 +24,7 @@ def test_counts():
         "a": jnp.array([[0.5, -0.5, 0.0], [0.25, 0.0, 0.0]]),
         "v": jnp.array([[1.0], [0.0], [2.0]]),
     }
-    found = report(params, volax.pair("a", "v"), bounds={"a": 0.5})
+    found = report(params, volax.pair("a", "v"), volume={"a": 0.5})
     a, v = found.leaves
     assert (a.size, a.zeros, a.at_wall, a.wall, a.bytes) == (6, 3, 2, 0.5, 24)
     assert (v.zeros, v.at_wall, v.units) == (1, None, None)
@@ -45,7 +46,7 @@ def test_counts():
 
 def test_a_diverged_model_is_reported_in_plain_json():
     params = {"a": jnp.full((2, 3), jnp.nan), "v": jnp.full((3, 1), jnp.inf)}
-    found = report(params, volax.pair("a", "v"), bounds=jnp.inf).to_dict()
+    found = report(params, volax.pair("a", "v"), volume=jnp.inf).to_dict()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["leaves"][0]["norm"] is None
     assert found["total"]["path_norm"] is None
@@ -55,7 +56,47 @@ def test_a_weight_a_few_ulps_below_the_wall_is_at_it():
     wall = np.float32(0.1)
     below = np.nextafter(np.nextafter(wall, np.float32(0)), np.float32(0))
     params = {"w": jnp.array([[wall, -below, 0.0999]])}
-    assert report(params, bounds=0.1).leaves[0].at_wall == 2
+    assert report(params, volume=0.1).leaves[0].at_wall == 2
+
+
+WALLS = {
+    "number": 0.5,
+    "columns": np.array([0.5, 0.25, np.inf, 0.4]),
+    "rows": jnp.array([[0.5], [0.0], [1.0]]),
+    "entries": np.full((3, 4), 0.5),
+    "tree": {"l1": {"kernel": np.float32([0.5, 0.25, 0.5, 0.4])}, "l2": 0.3},
+}
+
+
+@pytest.mark.parametrize("name", WALLS)
+def test_the_wall_of_volumize_is_the_wall_of_the_report(name):
+    # Near the walls: one step from far outside lands some ulps of the weight inside.
+    kernel = jax.random.normal(KEY, (3, 4)) / 2
+    params = {"l1": {"kernel": kernel, "bias": jnp.ones(4)}, "l2": kernel * 2}
+    volume, zeros = WALLS[name], jax.tree.map(jnp.zeros_like, params)
+    tx = volax.volumize(volume)
+    inside = optax.apply_updates(params, tx.update(zeros, tx.init(params), params)[0])
+    one, other = (
+        {x.path: x for x in report(tree, volume=volume).leaves}
+        for tree in (params, inside)
+    )
+    assert one["l1/bias"].at_wall is None
+    for path, w in {"l1/kernel": kernel, "l2": kernel * 2}.items():
+        wall = volume
+        if isinstance(volume, dict):
+            wall = volume["l2"] if path == "l2" else volume["l1"]["kernel"]
+        expected = np.sum(np.abs(w) >= np.broadcast_to(wall, w.shape))
+        assert one[path].at_wall == other[path].at_wall == expected
+        assert other[path].wall == np.max(np.asarray(wall)[np.isfinite(wall)])
+    everything = report(params, volume=0.5, mask="all").total
+    assert (everything["bounded"], everything["at_wall"] > 4) == (28, True)
+
+
+def test_packed_weights_stand_at_their_wall():
+    params = {"a": jnp.ones((8, 4)), "b": jnp.ones(3)}
+    packed = volax.pack(volax.binarize(params, volume=0.5), bits=1)
+    found = report(packed, volume={"a": 0.5}).leaves[0]
+    assert (found.at_wall, found.wall) == (32, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +208,7 @@ COUNTED = {
 def test_parameters_state_and_the_rest_are_told_apart(name):
     make, parameters, state, other = COUNTED[name]
     model = make()
-    found = report(model, bounds=1e-3)
+    found = report(model, volume=1e-3, mask="all")
     total = found.total
     assert (total["size"], total["state"], total["other"]) == (parameters, state, other)
     assert (total["bytes"], total["state_bytes"]) == (4 * parameters, 4 * state)
@@ -203,7 +244,7 @@ def test_state_shrinks_apart_from_the_parameters():
 def test_a_large_leaf_is_read_in_pieces():
     w = np.random.default_rng(0).normal(size=(3000, 1000)).astype(np.float32)
     w[w < -3] = 0
-    kept = report({"w": w}, bounds=3.0).leaves[0]
+    kept = report({"w": w}, volume=3.0).leaves[0]
     assert (kept.zeros, kept.at_wall) == ((w == 0).sum(), (np.abs(w) >= 3).sum())
     np.testing.assert_allclose(kept.norm, np.linalg.norm(w.astype(float)), rtol=1e-12)
     assert kept.largest == np.abs(w).max()
@@ -227,7 +268,7 @@ def deep(layers):
 def test_the_table_reads_well_at_any_depth(layers, lines):
     params, pairs = deep(layers)
     params, _ = models.killed(params, pairs)
-    text = str(report(params, pairs, bounds=0.5))
+    text = str(report(params, pairs, volume=0.5))
     table, totals = text.split("\n\n")
     assert len(table.splitlines()) == lines + 2
     assert max(map(len, table.splitlines())) < 110
@@ -242,7 +283,7 @@ def test_the_table_reads_well_at_any_depth(layers, lines):
 def test_the_figure_is_drawn(layers, groups, tmp_path):
     params, pairs = deep(layers)
     params, _ = models.killed(params, pairs)
-    figure = report(params, pairs if groups else None, bounds=0.5).figure()
+    figure = report(params, pairs if groups else None, volume=0.5).figure()
     assert len(figure.axes) == (3 if groups else 2)
     figure.savefig(tmp_path / "figure.png")
 

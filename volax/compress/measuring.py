@@ -29,13 +29,17 @@ class Measures:
     largest: float
 
 
-def measures(array: np.ndarray, wall: float | None) -> Measures:
+def measures(array: np.ndarray, wall: np.ndarray | None) -> Measures:
     """One pass over an array; ``wall`` is the size from which a weight is at it."""
     zeros, at_wall, square, largest = 0, 0, 0.0, 0.0
-    for piece in _pieces(array):
+    # A view; only a slice of its flat iterator is copied.
+    walls = np.broadcast_to(np.inf if wall is None else wall, array.shape).flat
+    for start, piece in zip(range(0, array.size, _PIECE), _pieces(array)):
         size = np.abs(piece)
         zeros += size.size - int(np.count_nonzero(size))
-        at_wall += 0 if wall is None else int(np.count_nonzero(size >= wall))
+        if wall is not None:
+            reached = size >= walls[start : start + _PIECE]
+            at_wall += int(np.count_nonzero(reached))
         square += float(np.dot(size, size))
         largest = max(largest, float(size.max(initial=0.0)), key=_nan_last)
     norm = float(np.sqrt(square))

@@ -1,6 +1,6 @@
 """Weights on one or two bits: ``binarize`` and ``ternarize``, as float arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -26,8 +26,10 @@ def binarize(
 
     Args:
       params: a tree of parameters.
-      volume: the scale: the wall V of :func:`volax.volumize`, a number or a tree of
-        numbers that is a prefix of ``params``. ``None``: least squares, which for a
+      volume: the scale: the wall V of :func:`volax.volumize`, a number, an array that
+        broadcasts to the leaves, or a pytree prefix of these. Of a schedule or
+        ``relative_to_init`` give the numbers, which the optimizer's state tells.
+        ``None``: least squares, which for a
         sign is $s = \mathrm{mean}|w|$.
       channel_axis: the axis along which each index has a scale of its own, such as -1
         for the outputs of a Flax kernel; ``None``: one scale a leaf. Only with least
@@ -78,8 +80,10 @@ def ternarize(
 
     Args:
       params: a tree of parameters.
-      volume: the scale: the wall V of :func:`volax.volumize`, a number or a tree of
-        numbers that is a prefix of ``params``. ``None``: least squares over the
+      volume: the scale: the wall V of :func:`volax.volumize`, a number, an array that
+        broadcasts to the leaves, or a pytree prefix of these. Of a schedule or
+        ``relative_to_init`` give the numbers, which the optimizer's state tells.
+        ``None``: least squares over the
         weights that are not 0, $s = \mathrm{mean}_{|w| > \Delta} |w|$.
       threshold: ``"twn"``: $\Delta = 0.7\,\mathrm{mean}|w|$. A number t in [0, 1):
         $\Delta = t V$ where ``volume`` is given, else $t \max|w|$.
@@ -150,7 +154,7 @@ def _quantized(
             "channel_axis, not both"
         )
     chosen = floating(masks.selected(mask, params, name), params, name, mask)
-    walls = {} if volume is None else masks.by_prefix(volume, params, f"{name}: volume")
+    walls = {} if volume is None else walls_of(volume, params, name, chosen)
 
     def leaf(path: tuple[Any, ...], w: Any) -> Any:
         where = masks.key_path(path)
@@ -159,13 +163,12 @@ def _quantized(
         check_finite(name, where, w)
         if volume is not None and where not in walls:
             raise ValueError(f"{name}: volume has no entry for {where!r}")
-        if where in walls:
-            check_wall(f"{name}: volume", walls[where])
         if channel_axis is not None and not -np.ndim(w) <= channel_axis < np.ndim(w):
             raise ValueError(
                 f"{name}: {where!r} of shape {np.shape(w)} has no axis {channel_axis}"
             )
-        return rule(jnp.asarray(w), walls.get(where))
+        w, wall = jnp.asarray(w), walls.get(where)
+        return rule(w, None if wall is None else jnp.asarray(wall, _wide(w).dtype))
 
     return masks.map_with_path(leaf, params)
 
@@ -184,14 +187,57 @@ def floating(chosen: set[str], params: Any, name: str, mask: Any) -> set[str]:
     return found
 
 
-def check_wall(what: str, wall: Any) -> None:
-    """Refuses a wall that is no finite number from 0 on."""
-    try:
-        known = np.asarray(wall, float)
-    except (TypeError, ValueError):
-        known = np.asarray(np.nan)
-    if not np.all((known >= 0) & (known < np.inf)):
-        raise ValueError(f"{what} must be a finite number >= 0, got {wall!r}")
+def walls_of(
+    volume: Any, tree: Any, name: str, chosen: Collection[str], *, finite: bool = True
+) -> dict[str, Any]:
+    """The wall V of each chosen leaf that has one, of a shape that broadcasts to it.
+
+    Args:
+      volume: numbers or arrays, or a pytree prefix of these.
+      tree: arrays, or their shapes.
+      name: the function, for errors.
+      chosen: key paths.
+      finite: whether infinity, which is no wall, is refused.
+
+    Returns:
+      A float64 array, or a tracer, by key path.
+
+    Raises:
+      ValueError: something else than numbers >= 0, or a shape that does not fit.
+    """
+    shapes = {path: jnp.shape(leaf) for path, leaf in masks.named_leaves(tree).items()}
+    walls = {}
+    for path, value in masks.by_prefix(volume, tree, f"{name}: volume").items():
+        if path not in chosen:
+            continue
+        wall = value
+        if not isinstance(value, Tracer):
+            try:
+                wall = np.asarray(value, np.float64)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"{name}: volume at {path!r} must be numbers, got {value!r}; for a "
+                    "schedule give schedule(count), for relative_to_init the scale "
+                    "times the maxima that volumize keeps in its state as 'initial', "
+                    "infinity where one is 0"
+                ) from None
+            valid = (wall >= 0) & (np.isfinite(wall) | (not finite))
+            if isinstance(value, str | bool) or not valid.all():
+                kind = "a finite number" if finite else "a number"
+                raise ValueError(
+                    f"{name}: volume must be {kind} >= 0, or an array of such, "
+                    f"got {value!r}"
+                )
+        shape = shapes[path]
+        if len(wall.shape) > len(shape) or any(
+            n not in (1, size) for n, size in zip(wall.shape[::-1], shape[::-1])
+        ):
+            raise ValueError(
+                f"{name}: volume of shape {wall.shape} does not broadcast to leaf "
+                f"{path!r} of shape {shape}"
+            )
+        walls[path] = wall
+    return walls
 
 
 def check_finite(name: str, path: str, w: Any) -> None:

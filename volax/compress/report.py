@@ -18,6 +18,7 @@ from volax.compress.kinds import OTHER, PARAMETER, STATE, kinds
 from volax.compress.measuring import histogram, measures, stable_rank
 from volax.compress.packing import Packed, is_packed
 from volax.compress.planning import fitted, plan
+from volax.compress.quantize import walls_of
 from volax.pairs.path_norm import side_norms
 from volax.pairs.records import Group
 
@@ -38,7 +39,7 @@ class LeafReport:
       size: number of weights.
       zeros: how many are exactly zero.
       at_wall: how many are at the wall, or ``None`` without one.
-      wall: V, or ``None``.
+      wall: V, its largest finite value where it differs, or ``None``.
       norm: Euclidean.
       largest: the largest size of a weight.
       stable_rank: squared Frobenius norm by squared spectral norm, of the matrix with
@@ -182,7 +183,8 @@ def report(
     params: Any,
     groups: Group | Iterable[Group] | None = None,
     *,
-    bounds: Any = None,
+    volume: Any = None,
+    mask: Any = "matrices",
     fn: Callable[..., Any] | None = None,
     inputs: Any = None,
 ) -> Report:
@@ -192,8 +194,11 @@ def report(
       params: a tree of arrays, packed ones included, Linen variables, or an NNX module.
       groups: from ``find_groups`` or :func:`volax.pair`; without them nothing is said
         about units.
-      bounds: the wall V of :func:`volax.volumize`: a number, or a tree of numbers that
-        is a prefix of ``params``. A weight is at the wall from four ulps below V on.
+      volume: the wall V of :func:`volax.volumize`: a number, an array that broadcasts
+        to the leaves, or a pytree prefix of these; infinity means no wall. Of a
+        schedule or ``relative_to_init`` give the numbers, which the optimizer's state
+        tells. A weight is at the wall from four ulps below V on.
+      mask: the leaves behind the wall, as in :func:`volax.volumize`.
       fn: the model, ``fn(params, *inputs)``, to count multiply-adds on; it is traced,
         not run. An NNX module needs ``inputs`` alone.
       inputs: a tuple of the model's other arguments, arrays or
@@ -205,7 +210,7 @@ def report(
       :func:`volax.compact` removes all dead units.
 
     Raises:
-      ValueError: a group or an entry of ``bounds`` does not fit the tree.
+      ValueError: a group or an entry of ``volume`` does not fit the tree.
 
     Example:
       >>> import jax.numpy as jnp, volax
@@ -228,10 +233,11 @@ def report(
     nodes = {k: v for k, v in named.items() if kind[k] != OTHER}
     arrays = {k: _array(v) for k, v in nodes.items()}
     weights = {k: v for k, v in arrays.items() if kind[k] == PARAMETER}
-    walls = {} if bounds is None else masks.by_prefix(bounds, tree, "report: bounds")
-    for wall in walls.values():
-        if not np.all(np.asarray(wall) >= 0):
-            raise ValueError(f"report: bounds must be numbers >= 0, got {wall!r}")
+    walls = {}
+    if volume is not None:
+        shapes = _unpacked(tree)
+        behind = masks.selected(mask, shapes, "report") & weights.keys()
+        walls = walls_of(volume, shapes, "report", behind, finite=False)
     traced = fn is not None and inputs is not None
     if fn is not None and inputs is None and merge is None:
         raise ValueError("report: fn needs inputs, a tuple of its other arguments")
@@ -249,8 +255,8 @@ def report(
             before = made.get(member.path, (0, 0))
             made[member.path] = (before[0] + row.units, before[1] + row.alive)
     for path, array in arrays.items():
-        wall = walls.get(path) if _is_real(array) and path in weights else None
-        wall = None if wall is None or not np.isfinite(wall) else float(wall)
+        wall = walls.get(path) if _is_real(array) else None
+        wall = None if wall is None or not np.isfinite(wall).any() else wall
         rows.append(
             _leaf(path, kind[path], nodes[path], array, wall)(
                 units=made.get(path, (None, None))[0],
@@ -321,7 +327,7 @@ def _units(
 
 
 def _leaf(
-    path: str, kind: str, node: Any, array: np.ndarray, wall: float | None
+    path: str, kind: str, node: Any, array: np.ndarray, wall: np.ndarray | None
 ) -> Callable[..., LeafReport]:
     """All of a leaf's row that its own numbers tell."""
     reach = None
@@ -339,7 +345,7 @@ def _leaf(
             size=array.size,
             zeros=found.zeros,
             at_wall=found.at_wall,
-            wall=wall,
+            wall=None if wall is None else float(wall[np.isfinite(wall)].max()),
             norm=found.norm,
             largest=found.largest,
             stable_rank=stable_rank(array, found.norm) if is_matrix else None,
