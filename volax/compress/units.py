@@ -178,6 +178,9 @@ _PROOF = "; check=(fn, small_fn, inputs) would prove it"
 def unsafe(group: Group, leaves: Mapping[str, np.ndarray]) -> str | None:
     """Why cutting a group might change a constant of the program, if it might.
 
+    A traced group knows: its program was traced with fewer units. A hand-written one
+    knows no program.
+
     Args:
       group: a fitted group.
       leaves: the parameters by key path.
@@ -185,6 +188,10 @@ def unsafe(group: Group, leaves: Mapping[str, np.ndarray]) -> str | None:
     Returns:
       The reason, or ``None``.
     """
+    if group.constants:
+        return f"{group.constants[0]}{_PROOF}"
+    if group.keeps_zero is not None:
+        return None
     feeding = [m for m in group.carriers if m not in group.consumers]
     for member in feeding:
         for axis in member.axes:
@@ -193,19 +200,7 @@ def unsafe(group: Group, leaves: Mapping[str, np.ndarray]) -> str | None:
                     f"the units are a part of axis {axis.axis} of {member.path!r}, so "
                     f"the program may hold their number{_PROOF}"
                 )
-    if group.constants:
-        return f"{group.constants[0]} may come from their number{_PROOF}"
-    constants = [op for op in group.through if op in _CONSTANTS]
-    explained = group.scales or group.fixed or group.states
-    if constants and not explained:
-        return (
-            f"a constant between ({', '.join(constants)}) may depend on their "
-            f"number{_PROOF}"
-        )
     return None
-
-
-_CONSTANTS = ("mul", "div", "pow", "integer_pow")
 
 
 def _alone(axis: Axis, shape: tuple[int, ...]) -> bool:

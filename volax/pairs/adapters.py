@@ -4,12 +4,13 @@ Nothing is imported that the user has not imported: a library is looked up only 
 the modules that are already loaded.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -154,6 +155,7 @@ def _from_nnx(given: Traceable) -> Traceable:
 
     def fn(params: Any, rest: Any, *inputs: Any) -> Any:
         whole = nnx.merge(graph, params, rest)
+        _nnx.resize(whole, given.params)  # where a smaller model is traced
         result = given.fn(whole, *inputs)
         after = nnx.split(whole, nnx.Param, ...)[2]
         return (*result, after) if written else (result, after)
@@ -192,3 +194,86 @@ def _from_collections(given: Traceable) -> Traceable:
         (0, *(k + 1 for k in given.states)),
         given.state_outputs,
     )
+
+
+@contextlib.contextmanager
+def sizes_from_arrays() -> Iterator[list[str]]:
+    """Lets Linen and Haiku layers run on arrays of other sizes than they declare.
+
+    Only calls in this thread and under this context are changed, by the interceptors
+    that both libraries offer.
+
+    Yields:
+      A list that names each library whose layers were called.
+    """
+    called: list[str] = []
+    with contextlib.ExitStack() as stack:
+        if (linen := _loaded("flax.linen")) is not None:
+            layers = functools.partial(_linen_layer, linen, called)
+            stack.enter_context(linen.intercept_methods(layers))
+        if (haiku := _loaded("haiku")) is not None:
+            layers = functools.partial(_haiku_layer, haiku, called)
+            stack.enter_context(haiku.intercept_methods(layers))
+        yield called
+
+
+def _linen_layer(
+    linen: Any, called: list[str], call: Any, args: Any, kwargs: Any, context: Any
+) -> Any:
+    """Calls a method of a Linen module, whose parameters have the shapes they have."""
+    called.append("linen")
+    layer = context.module
+
+    def param(name: str, init: Any, *init_args: Any, **more: Any) -> Any:
+        if layer.has_variable("params", name):
+            # The shape that init makes is compared with that of what is stored.
+            stored = layer.get_variable("params", name)
+            boxed = {k: v for k, v in more.items() if k == "unbox"}
+            return type(layer).param(layer, name, lambda *_: stored, **boxed)
+        return type(layer).param(layer, name, init, *init_args, **more)
+
+    new: dict[str, Any] = {"param": param}
+    conv = isinstance(layer, linen.Conv) and context.method_name == "__call__"
+    if conv and layer.has_variable("params", "kernel"):
+        kernel = linen.meta.unbox(layer.get_variable("params", "kernel"))
+        new["feature_group_count"] = args[0].shape[-1] // kernel.shape[-2]
+    with _attributes(layer, new):
+        return call(*args, **kwargs)
+
+
+def _haiku_layer(
+    haiku: Any, called: list[str], call: Any, args: Any, kwargs: Any, context: Any
+) -> Any:
+    """Calls a method of a Haiku module, whose sizes are those of its kernel."""
+    called.append("haiku")
+    if context.method_name != "__call__":
+        return call(*args, **kwargs)
+    layer, new = context.module, {}
+    kernel = haiku.get_params().get(layer.module_name, {}).get("w")
+    if kernel is not None:
+        if isinstance(layer, haiku.Linear):
+            new["output_size"] = kernel.shape[-1]
+        elif isinstance(layer, haiku.ConvND):
+            new["output_channels"] = kernel.shape[-1]
+            channels = args[0].shape[layer.channel_index]
+            new["feature_group_count"] = channels // kernel.shape[-2]
+        elif isinstance(layer, haiku.ConvNDTranspose):
+            new["output_channels"] = kernel.shape[-2]
+    with _attributes(layer, new):
+        return call(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _attributes(layer: Any, new: dict[str, Any]) -> Iterator[None]:
+    """Sets attributes of a frozen or other object, and puts the old ones back."""
+    before = {name: vars(layer)[name] for name in new if name in vars(layer)}
+    for name, value in new.items():
+        object.__setattr__(layer, name, value)
+    try:
+        yield
+    finally:
+        for name in new:
+            if name in before:
+                object.__setattr__(layer, name, before[name])
+            else:
+                object.__delattr__(layer, name)

@@ -5,7 +5,9 @@ What it lacks is read off a traced call.
 """
 
 import os
-from collections.abc import Callable, Iterator
+import re
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -80,17 +82,48 @@ def unlisted(*names: str) -> Iterator[core.Primitive]:
 
 
 _HERE = os.path.dirname(__file__)
+_OURS = (_HERE, os.path.join(os.path.dirname(_HERE), "_nnx.py"), "<frozen")
+_JAX = re.compile(r"site-packages/jax(lib)?/")
 
 
 def source_line(eqn: Any) -> str | None:
     """``file:line`` of the user's code that made an equation, where known."""
-    traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
-    for frame in getattr(traceback, "frames", ()):
-        name = frame.file_name
-        installed = "site-packages" in name or "/lib/python3" in name
-        if not installed and not name.startswith((_HERE, "<frozen")):
-            return f"{name}:{frame.line_num}"
+    for frame in _frames(eqn):
+        if _is_users(frame.file_name):
+            return f"{frame.file_name}:{frame.line_num}"
     return None
+
+
+def _frames(eqn: Any) -> Iterable[Any]:
+    """Where an equation was made, innermost first."""
+    made = getattr(getattr(eqn, "source_info", None), "traceback", None)
+    return getattr(made, "frames", ())
+
+
+def _is_installed(name: str) -> bool:
+    return "site-packages" in name or "/lib/python3" in name
+
+
+def _is_users(name: str) -> bool:
+    return not _is_installed(name) and not name.startswith(_OURS)
+
+
+def raised_line(error: BaseException) -> str | None:
+    """``file:line`` of the innermost line of the user's code that an error is from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [f for f in frames if _is_users(f.filename)]
+    return f"{users[-1].filename}:{users[-1].lineno}" if users else None
+
+
+def written_by_library(eqn: Any) -> bool:
+    """Whether a library other than JAX made an equation, and no code of the user's."""
+    for frame in _frames(eqn):
+        name = frame.file_name
+        if _is_users(name):
+            return False
+        if _is_installed(name) and not _JAX.search(name):
+            return "site-packages" in name
+    return False
 
 
 def scan_counts(params: Any) -> tuple[int, int]:

@@ -65,6 +65,7 @@ class Grouping:
                 if (term := op.ins[i].axes[axis]) is not None:
                     self.mixed[op.ins[i]].update(terms.leaves(term))
         self.foreign = self._foreign()
+        self.last: list[Term] = []  # of each record, the leaf of its last unit index
 
     def _carry(self, value: Value) -> None:
         seen: dict[Term, int] = {}
@@ -214,6 +215,7 @@ class Grouping:
         degrees = unit.solution.degrees
         first = unit.having("producer")[0]
         units = self._order(unit, first)
+        self.last.append(units[-1])
         sizes = tuple(leaf.size for leaf in units)
         made: dict[str, list[Member]] = defaultdict(list)
         by_role: dict[tuple[str, str, int, int, str], list[Place]] = {}

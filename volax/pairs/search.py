@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from volax import masks
 from volax.pairs import terms
 from volax.pairs.adapters import Traceable
-from volax.pairs.constants import marked, numbers
 from volax.pairs.grouping import Given, Grouping, state_like
 from volax.pairs.result import Groups
 from volax.pairs.tape import DATA, WEIGHT, Tape, Value
 from volax.pairs.trace import interpret
+from volax.pairs.widths import Program, marked
 
 
 def search(given: Traceable, what: str, ignore: Any = ()) -> Groups:
@@ -68,12 +68,19 @@ def search(given: Traceable, what: str, ignore: Any = ()) -> Groups:
             data += [value for _, value in tree]
     data += [v for v in tape.values if v.name == "a captured array"]
     trained = {path: v for path, v in params.items() if v.kind == WEIGHT}
-    found = Grouping(tape, Given(trained, states, data)).groups()
-    program = numbers(closed.jaxpr, closed.consts)
-    shapes = {path: v.shape for path, v in (*params.items(), *states)}
-    return dataclasses.replace(
-        found, groups=tuple(marked(g, program, shapes) for g in found)
+    grouping = Grouping(tape, Given(trained, states, data))
+    found = grouping.groups()
+    ours = {v for _, v in states} | set(params.values())
+    program = Program(
+        given,
+        closed,
+        arrays,
+        frozenset(v for v in arrays if v not in ours),
+        {path: v.shape for path, v in (*params.items(), *states)},
+        tape.reads,
     )
+    groups = marked(program, found.groups, grouping.last)
+    return dataclasses.replace(found, groups=groups)
 
 
 def _state_trees(

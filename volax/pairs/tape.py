@@ -95,6 +95,15 @@ class Op:
     eqn: Any = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """One live equation: what it read and what it made."""
+
+    eqn: Any
+    ins: Sequence[Value | None]
+    outs: Sequence[Value | None]
+
+
 _MIXES = "{} does not handle the units one by one"
 
 
@@ -103,6 +112,7 @@ class Tape:
 
     def __init__(self):
         self.ops: list[Op] = []
+        self.reads: list[Read] = []
         self.values: list[Value] = []
         self.labels: list[str] = []
         self.read: set[Value] = set()

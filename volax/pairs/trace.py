@@ -15,7 +15,7 @@ from jax.extend import core
 from volax.pairs.compat import in_library, primitives, scan_counts, unlisted
 from volax.pairs.rules import RULES
 from volax.pairs.rules.registry import same, shape_of
-from volax.pairs.tape import ACTIVATION, CONST, DATA, WEIGHT, Tape, Value
+from volax.pairs.tape import ACTIVATION, CONST, DATA, WEIGHT, Read, Tape, Value
 from volax.pairs.terms import Term
 
 CALLS = set(
@@ -23,7 +23,7 @@ CALLS = set(
         "jit", "remat", "custom_jvp_call", "custom_vjp_call", "closed_call", "call"
     )
 )
-_CACHED = set(primitives("jit", "custom_jvp_call", "custom_vjp_call"))
+CACHED = set(primitives("jit", "custom_jvp_call", "custom_vjp_call"))
 SCANS = set(primitives("scan"))
 MAPS = set(unlisted("shard_map"))
 FOLLOWED = CALLS | SCANS | MAPS
@@ -55,15 +55,18 @@ def interpret(
     env.update(zip(jaxpr.invars, args))
     for eqn, outs in live_eqns(jaxpr, tuple(wanted or [True] * len(jaxpr.outvars)))[0]:
         if eqn.primitive in CALLS:
-            results = _call(tape, eqn, [_peek(env, v, tape) for v in eqn.invars], outs)
+            ins = [_peek(env, v, tape) for v in eqn.invars]
+            results = _call(tape, eqn, ins, outs)
         elif eqn.primitive in SCANS:
-            results = _scan(tape, eqn, [_peek(env, v, tape) for v in eqn.invars], outs)
+            ins = [_peek(env, v, tape) for v in eqn.invars]
+            results = _scan(tape, eqn, ins, outs)
         elif eqn.primitive in MAPS:
-            given = [_peek(env, v, tape) for v in eqn.invars]
-            results = _shard_map(tape, eqn, given, outs)
+            ins = [_peek(env, v, tape) for v in eqn.invars]
+            results = _shard_map(tape, eqn, ins, outs)
         else:
             ins = [read(v) for v in eqn.invars]
             results = _applied(tape, eqn, ins)
+        tape.reads.append(Read(eqn, ins, results))
         env.update(zip(eqn.outvars, results))
     keep = wanted or [True] * len(jaxpr.outvars)
     return [read(v) if w else None for v, w in zip(jaxpr.outvars, keep)]
@@ -130,7 +133,7 @@ def _call(
     labelled = bool(name.isidentifier() and not tape.labels and _is_activation(jaxpr))
     if labelled:
         tape.labels.append(name)
-    foreign = eqn.primitive in _CACHED and in_library(jaxpr)
+    foreign = eqn.primitive in CACHED and in_library(jaxpr)
     if foreign:
         tape.sites.append(eqn)
     results = interpret(tape, jaxpr, consts, args, outs)
@@ -244,7 +247,7 @@ def _scan(
                 loops=x.loops | {steps},
             )
         )
-    body = _scan_needs(eqn, tuple(outs))[0]
+    body = scan_needs(eqn, tuple(outs))[0]
     made = interpret(tape, jaxpr, consts, inner, body)
     results: list[Value | None] = []
     for k, (value, wanted) in enumerate(zip(made, outs)):
@@ -310,11 +313,11 @@ def _needs(eqn: Any, outs: tuple[bool, ...]) -> Sequence[bool]:
     if eqn.primitive in CALLS or eqn.primitive in MAPS:
         return live_eqns(sub_jaxpr(eqn)[0], outs)[1]
     if eqn.primitive in SCANS:
-        return _scan_needs(eqn, outs)[1]
+        return scan_needs(eqn, outs)[1]
     return (True,) * len(eqn.invars)
 
 
-def _scan_needs(
+def scan_needs(
     eqn: Any, outs: tuple[bool, ...]
 ) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
     """What a scan's body has to give and to get, over all steps."""

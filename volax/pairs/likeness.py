@@ -1,13 +1,16 @@
-"""Numbers that a program holds and that may come from the width of a layer.
+"""Numbers that look like a width, where a second trace cannot tell.
 
-``x / w.shape[0]`` leaves a plain number in the trace: nothing ties it to the axis that
-it was taken from, and a smaller model would keep it. So every number of the program is
-compared with the sizes of a group: with n, 1/n, sqrt(n), 1/sqrt(n), and each of them
-for 2n and n/2 (He's factor is sqrt(2/n)). A number that fits only by chance is named
-as well: whoever cuts has to prove it.
+A Linen or Haiku model says its sizes in the program, as in ``Dense(32)``, and whoever
+builds the smaller model writes other sizes there. A number that was computed from them
+(``x / self.features``) is the same in every trace. So here every number that the
+user's own code wrote is compared with the sizes of a group: with n, 1/n, sqrt(n),
+1/sqrt(n), and each of them for 2n and n/2 (He's factor is sqrt(2/n)). That is a guess:
+it names a number that fits by chance, and misses a number of another form. What traces
+with fewer units is judged by ``widths.py``, which proves it.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from volax.pairs.compat import primitives, source_line
+from volax.pairs.compat import primitives, source_line, written_by_library
 from volax.pairs.records import Group
 from volax.pairs.trace import CALLS, live_eqns, sub_jaxpr
 
@@ -44,8 +47,11 @@ class Number:
         powers = [self.value, 1 / self.value]
         if not self.in_root:  # there, the size itself comes in
             powers += [power * power for power in powers]
+        # A small integer is exact in every dtype, so it is no other width rounded.
+        exact = self.value <= 256 and self.value == int(self.value)
+        precision = 0.0 if exact else self.precision
         return any(
-            abs(power - factor * size) <= 2 * self.precision * power
+            abs(power - factor * size) <= 2 * precision * power
             for power in powers
             if math.isfinite(power)
             for factor in (0.5, 1, 2)
@@ -138,17 +144,59 @@ def _is_count(eqn: Any, atom: Any, made: Mapping[Any, Any]) -> bool:
     return False
 
 
-def marked(
-    group: Group, program: Sequence[Number], shapes: Mapping[str, tuple[int, ...]]
-) -> Group:
-    """A group with the numbers of the program that its sizes may have gone into."""
-    sizes = {group.sizes[-1], group.size} | {
-        size
-        for member in group.carriers
-        for size in _sizes(member.axes, shapes.get(member.path, ()))
-    }
-    fitting = (n for n in program if any(n.fits(s) for s in sizes if s > 1))
-    return dataclasses.replace(group, constants=tuple(map(str, fitting)))
+@dataclasses.dataclass(frozen=True)
+class Likeness:
+    """Compares the numbers of a program with the sizes of its groups.
+
+    Attributes:
+      closed: the program.
+      shapes: of its parameters and its state by key path.
+    """
+
+    closed: core.ClosedJaxpr
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @functools.cached_property
+    def _numbers(self) -> list[Number]:
+        return numbers(self.closed.jaxpr, self.closed.consts)
+
+    def _fitting(self, group: Group) -> list[Number]:
+        sizes = {group.sizes[-1], group.size} | {
+            size
+            for member in group.carriers
+            for size in _sizes(member.axes, self.shapes.get(member.path, ()))
+        }
+        return [n for n in self._numbers if any(n.fits(s) for s in sizes if s > 1)]
+
+    def written(self, group: Group) -> tuple[str, ...]:
+        """The numbers of the user's code that the group's sizes may have gone into."""
+        fitting = self._fitting(group)
+        return tuple(
+            f"{n} is like their number, and the layers hold sizes of their own"
+            for n in fitting
+            if not written_by_library(n.eqn)
+        )
+
+    def signs(self, group: Group) -> tuple[str, ...]:
+        """The same for a group that could not be traced with fewer units.
+
+        A part of an axis, and a factor between producers and consumers, count as well.
+        """
+        why = "the layers hold sizes of their own, so no smaller model was traced, and "
+        said = [f"{why}{n} is like their number" for n in self._fitting(group)]
+        for member in group.carriers:
+            shape = self.shapes.get(member.path, ())
+            for axis in () if member in group.consumers else member.axes:
+                if axis.offset or axis.sizes != (shape[axis.axis],):
+                    part = f"a part of axis {axis.axis} of {member.path!r}"
+                    said.append(f"{why}they are {part}")
+        factors = [op for op in group.through if op in _FACTORS]
+        if factors and not (group.scales or group.fixed or group.states):
+            said.append(f"{why}there is a factor between ({', '.join(factors)})")
+        return tuple(said)
+
+
+_FACTORS = ("mul", "div", "pow", "integer_pow")
 
 
 def _sizes(axes: Any, shape: tuple[int, ...]) -> Iterator[int]:
