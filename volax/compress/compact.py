@@ -87,12 +87,11 @@ def compact(
     does not pad.
 
     Sizes that the program itself holds do not shrink with the parameters: a
-    ``split`` at a fixed place, a factor of $1/\sqrt{width}$. Groups with a sign of such
-    a constant are cut only with ``check``: any factor between producers and consumers,
-    and for traced groups any number of the program that is a simple function of their
-    sizes (``Group.constants``). A hand-written group says nothing of the program: give
-    ``check``. An NNX attention keeps its heads, which must be of equal size. Arrays
-    come back on one device.
+    ``split`` at a fixed place, a factor of $1/\sqrt{width}$. Traced groups know: the
+    program was traced again with fewer units, and what differs or does not trace is in
+    ``Group.constants``; such groups are cut only with ``check``. A hand-written group
+    says nothing of the program: give ``check``. An NNX attention keeps its heads, which
+    must be of equal size. Arrays come back on one device.
 
     Training goes on with what comes back: ``params``, ``opt_state``, and a
     transformation made anew with the pairs of ``groups``, for those given here are

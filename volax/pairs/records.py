@@ -114,8 +114,8 @@ class Group:
       through: the operations between producers and consumers.
       fixed: further members that carry the units and stay as they are when the units
         are rescaled: the kernel before a batch norm, the gate of a gated unit.
-      constants: numbers of the program that are a simple function of these sizes, and
-        where they stand: a smaller model would keep them.
+      constants: what in the program depends on the number of these units, and where
+        it stands: found by tracing it with fewer units, none where it is the same.
       keeps_zero: whether units whose incoming weights and biases are zero are still
         zero where they are consumed.
       note: why a group is no pair, or what else a reader should know.

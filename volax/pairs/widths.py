@@ -12,7 +12,8 @@ and what has to divide it, and a few units (two to five, not the same for neighb
 groups), which shows thresholds and what depends on a ratio or a difference of widths.
 So a number is not seen if it is the same at both sizes as at the full one, such as
 one that is different for a single unit only. Groups of two units are traced with more
-units instead: JAX treats an axis of size 1 as one that is broadcast.
+units instead: JAX treats an axis of size 1 as one that is broadcast. On an explicit
+mesh the units of a sharded axis come and go by as many as it has devices.
 
 Where the programs differ, the groups that are alike are tried by themselves, and halved
 until those that cause it are alone, or all of them do.
@@ -116,11 +117,32 @@ def marked(
     )
 
 
-def _sizes(count: int, place: int) -> tuple[int, int]:
-    """The two other numbers of units that a group is traced with."""
-    if count == 2:
-        return 3, 4 + place % 4
-    return count - 1, min(2 + place % 4, count - 1)
+def _sizes(count: int, place: int, step: int) -> tuple[int, int]:
+    """The two other numbers of units that a group is traced with, multiples of step."""
+    times = count // step
+    least = 2 if step == 1 else 1  # an axis of size 1 is broadcast
+    if times <= least:
+        return (times + 1) * step, (times + 2 + place % 4) * step
+    return (times - 1) * step, min(least + place % 4, times - 1) * step
+
+
+def _sharded(leaf: Any) -> Any:
+    """The sharding that the program itself sees (on an explicit mesh), else None."""
+    sharding = jax.typeof(leaf).sharding
+    return sharding if any(part is not None for part in sharding.spec) else None
+
+
+def _steps(program: Program, flat: Sequence[Any]) -> dict[Term, int]:
+    """By how much the sizes of leaves may change: what a mesh axis has to divide."""
+    steps: dict[Term, int] = {}
+    for value, array in zip(program.arrays, flat):
+        if value.shape and (sharding := _sharded(array)) is not None:
+            for term, part in zip(value.axes, sharding.spec):
+                names = part if isinstance(part, tuple) else (part,) if part else ()
+                count = math.prod(sharding.mesh.shape[name] for name in names)
+                for leaf in () if term is None else terms.leaves(term):
+                    steps[leaf] = math.lcm(steps.get(leaf, 1), count)
+    return steps
 
 
 class _Trials:
@@ -132,7 +154,12 @@ class _Trials:
         self.program = program
         self.leaves = leaves
         self.declared = False
-        self.sizes = [_sizes(leaf.size, k) for k, leaf in enumerate(leaves)]
+        given = program.given
+        self.flat, self.tree = jax.tree.flatten((given.params, *given.inputs))
+        steps = _steps(program, self.flat)
+        self.sizes = [
+            _sizes(leaf.size, k, steps.get(leaf, 1)) for k, leaf in enumerate(leaves)
+        ]
         alike: dict[Any, list[int]] = {}
         for k, group in enumerate(groups):
             carriers = [
@@ -180,7 +207,8 @@ class _Trials:
     def _tried(self, some: Sequence[int]) -> Difference | None:
         """How the program differs with these groups smaller, if it does."""
         seen = set()
-        for which, text in ((0, "one unit fewer"), (1, "a few units")):
+        for which in (0, 1):
+            text = "other numbers of units"
             sizes = {self.leaves[k]: self.sizes[k][which] for k in some}
             if len(some) == 1:
                 (k,) = some
@@ -199,12 +227,11 @@ class _Trials:
                 why = f"{value.name} lies along the units and cannot be cut"
                 return Difference((why,), False)
         given = program.given
-        flat, tree = jax.tree.flatten((given.params, *given.inputs))
-        small = [_resized(x, new.shape(v)) for x, v in zip(flat, program.arrays)]
+        small = [_resized(x, new.shape(v)) for x, v in zip(self.flat, program.arrays)]
         try:
             with sizes_from_arrays() as declared:
                 closed = jax.make_jaxpr(given.small_fn or given.fn)(
-                    *jax.tree.unflatten(tree, small)
+                    *jax.tree.unflatten(self.tree, small)
                 )
         except Exception as error:
             line = raised_line(error)
@@ -222,7 +249,8 @@ def _resized(leaf: Any, shape: tuple[int, ...]) -> Any:
     if jnp.shape(leaf) == shape:
         return leaf
     weak = getattr(leaf, "weak_type", False)
-    return jax.ShapeDtypeStruct(shape, leaf.dtype, weak_type=weak)
+    sharding = _sharded(leaf)
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, weak_type=weak, sharding=sharding)
 
 
 class _Sizes:
