@@ -42,11 +42,17 @@ from volax.pairs.compat import (
 from volax.pairs.records import Group
 from volax.pairs.tape import Read, Value
 from volax.pairs.terms import Term
-from volax.pairs.trace import CACHED, CALLS, SCANS, live_eqns, scan_needs, sub_jaxpr
-
-_TRIALS = (
-    32  # sets of groups that are tried; what is not told apart then is named whole
+from volax.pairs.trace import (
+    CACHED,
+    FOLLOWED,
+    MAPS,
+    SCANS,
+    live_eqns,
+    scan_needs,
+    sub_jaxpr,
 )
+
+_TRIALS = 32  # sets of groups that are tried before a set is named as a whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -417,7 +423,7 @@ class _Walk:
     def _equation(
         self, eqn: Any, twin: Any, outs: tuple[bool, ...], exact: bool
     ) -> None:
-        if eqn.primitive in CALLS or eqn.primitive in SCANS:
+        if eqn.primitive in FOLLOWED:
             self._called(eqn, twin, outs, exact)
             self._read(eqn, exact)
             return
@@ -456,6 +462,9 @@ class _Walk:
             for name in names:
                 self._equal_param(eqn, name, eqn.params[name], twin.params[name])
             outs = scan_needs(eqn, outs)[0]
+        if eqn.primitive in MAPS:
+            for name in eqn.params.keys() - {"jaxpr"}:
+                self._equal_param(eqn, name, eqn.params[name], twin.params[name])
         foreign = eqn.primitive in CACHED and in_library(old)
         if foreign:
             self.sites.append(eqn)
