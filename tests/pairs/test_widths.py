@@ -416,22 +416,24 @@ def test_linen_and_haiku_check_shapes_again_afterwards():
 class Equinox(eqx.Module):
     l1: eqx.nn.Linear
     l2: eqx.nn.Linear
-    by_shape: bool
+    how: str
+    size: int = N
 
     def __call__(self, x):
         h = jax.nn.gelu(self.l1(x))
-        width = len(h) if self.by_shape else self.l1.out_features
-        return self.l2(h) / width
+        by = {"shape": len(h), "layer": self.l1.out_features, "field": self.size}
+        return self.l2(h) / by[self.how]
 
 
-@pytest.mark.parametrize("by_shape", [True, False])
-def test_equinox_keeps_its_static_fields(by_shape):
+@pytest.mark.parametrize("how", ["shape", "layer", "field"])
+def test_equinox(how):
+    """Fields of its layers follow the arrays; one of the user's own stays."""
     layers = eqx.nn.Linear(6, N, key=KEY), eqx.nn.Linear(N, 3, key=KEY)
-    model = Equinox(*layers, by_shape)
+    model = Equinox(*layers, how)
     dead = model.l2.weight.at[:, DEAD].set(0)
     model = eqx.tree_at(lambda m: m.l2.weight, model, dead)
     small = volax.compact(model, volax.find_groups(model, X[0]))
-    assert small.sizes["l1/weight"] == (N if by_shape else N - 4, 6)
+    assert small.sizes["l1/weight"] == (N - 4 * (how == "field"), 6)
     np.testing.assert_allclose(small.params(X[0]), model(X[0]), atol=1e-6)
 
 

@@ -236,9 +236,7 @@ class _Trials:
         small = [_resized(x, new.shape(v)) for x, v in zip(self.flat, program.arrays)]
         try:
             with sizes_from_arrays() as declared:
-                closed = jax.make_jaxpr(given.small_fn or given.fn)(
-                    *jax.tree.unflatten(self.tree, small)
-                )
+                closed = jax.make_jaxpr(given.fn)(*jax.tree.unflatten(self.tree, small))
         except Exception as error:
             line = raised_line(error)
             first = (str(error).splitlines() or [""])[0]
