@@ -1,5 +1,7 @@
 """The package as a whole: what it exports, what it documents, what it needs."""
 
+import pydoc
+import re
 import subprocess
 import sys
 
@@ -7,11 +9,7 @@ import pytest
 
 import volax
 
-NAMES = sorted(
-    name
-    for name in dir(volax)
-    if getattr(getattr(volax, name), "__module__", "").startswith("volax.")
-)
+NAMES = volax.__all__
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,14 +21,30 @@ def test_every_public_name_is_documented_by_an_example(name):
     assert "Returns:" in doc
 
 
-def test_the_names_of_the_contract_are_there():
+def test_the_names_of_the_contract_and_no_others_are_public():
     expected = {
         "volumize", "volumized", "relative_to_init", "lp_decay", "path_prox", "pair",
-        "member", "path_norm", "path_matches", "unpaired", "lp_adam", "lp_sgd",
-        "volumized_adam", "path_prox_sgd", "find_groups", "find_pairs", "check_groups",
-        "report", "compact", "binarize", "ternarize", "pack", "unpack", "save", "load",
+        "member", "path_norm", "path_matches", "paired", "unpaired", "lp_adam",
+        "lp_sgd", "volumized_adam", "path_prox_sgd", "find_groups", "find_pairs",
+        "check_groups", "report", "compact", "binarize", "ternarize", "pack", "unpack",
+        "save", "load",
     }  # fmt: skip
-    assert expected <= set(NAMES)
+    assert sorted(NAMES) == sorted(expected)
+    assert dir(volax) == sorted(expected)
+    starred = {}
+    exec("from volax import *", starred)
+    assert starred.keys() - {"__builtins__"} == expected
+    for name in expected:
+        assert getattr(volax, name).__module__.startswith("volax.")
+
+
+def test_help_lists_the_public_names_alone():
+    text = pydoc.render_doc(volax, renderer=pydoc.plaintext)
+    functions = text[text.index("\nFUNCTIONS\n") : text.index("\nVERSION\n")]
+    listed = re.findall(r"^    (\w+)\(", functions, re.MULTILINE)
+    assert listed == sorted(NAMES)
+    assert "\nCLASSES\n" not in text
+    assert "\nDATA\n" not in text
 
 
 def test_import_needs_only_jax_and_optax():
@@ -41,6 +55,20 @@ known = {m.split(".")[0] for m in sys.modules}
 import volax
 new = {m.split(".")[0] for m in sys.modules} - known - {"volax"}
 print(*sorted(new - sys.stdlib_module_names))
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == []
+
+
+def test_import_loads_what_training_needs_alone():
+    code = """
+import sys, volax
+late = ("volax.compress", "volax.pairs.find", "volax.pairs.check")
+print(*(name for name in late if name in sys.modules))
+dir(volax)
+print(*(name for name in late if name in sys.modules))
 """
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

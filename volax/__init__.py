@@ -34,6 +34,35 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "binarize",
+    "check_groups",
+    "compact",
+    "find_groups",
+    "find_pairs",
+    "load",
+    "lp_adam",
+    "lp_decay",
+    "lp_sgd",
+    "member",
+    "pack",
+    "pair",
+    "paired",
+    "path_matches",
+    "path_norm",
+    "path_prox",
+    "path_prox_sgd",
+    "relative_to_init",
+    "report",
+    "save",
+    "ternarize",
+    "unpack",
+    "unpaired",
+    "volumize",
+    "volumized",
+    "volumized_adam",
+]
+
 # Loaded at first use: training needs none of it, and the import stays cheap.
 _LATER = {
     "binarize": "volax.compress",
@@ -57,4 +86,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_LATER))
+    return sorted(__all__)
