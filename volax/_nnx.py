@@ -53,7 +53,7 @@ def resize(module: Any, before: Any) -> None:
         old: dict[str, Any] = {}
         new: dict[str, Any] = {}
         for name, rule in _RULES.items():
-            array, were = getattr(inner, name, None), getattr(whole, name, None)
+            array, were = _inside(inner, name), _inside(whole, name)
             if isinstance(array, nnx.Variable) and isinstance(were, nnx.Variable):
                 shapes = were.get_value().shape, array.get_value().shape
                 if shapes[0] != shapes[1] and len(shapes[0]) == len(shapes[1]):
@@ -65,6 +65,13 @@ def resize(module: Any, before: Any) -> None:
             after = {repr(new[k]) for k, v in held.items() if v == value}
             if known or len(after) == 1:
                 setattr(inner, attribute, new[attribute])
+
+
+def _inside(module: Any, name: str) -> Any:
+    """An attribute, or an attribute of an attribute, or ``None``."""
+    for step in name.split("."):
+        module = getattr(module, step, None)
+    return module
 
 
 def owners(module: Any) -> dict[str, str]:
@@ -122,9 +129,19 @@ def _embedding(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"num_embeddings": shape[-2], "features": shape[-1]}
 
 
+def _hidden(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    """A recurrent cell, which makes its first carry of this size."""
+    return {"hidden_features": shape[-2]}
+
+
+def _input(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"in_features": shape[-2]}
+
+
 _RULES = {
     "kernel": _kernel, "scale": _vector, "bias": _vector, "mean": _vector,
-    "embedding": _embedding,
+    "embedding": _embedding, "dense_h.kernel": _hidden, "hi.kernel": _hidden,
+    "dense_i.kernel": _input, "ii.kernel": _input,
 }  # fmt: skip
 
 

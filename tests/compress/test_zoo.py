@@ -11,7 +11,16 @@ from flax import nnx
 from tests.compress.linen import resized
 from tests.compress.models import killed, marks, same_gradients
 from tests.pairs import zoo_others as others
-from tests.pairs.test_zoo import IMAGE, KEY, LINEN, NNX, RAW, drawn
+from tests.pairs.test_zoo import (
+    IMAGE,
+    KEY,
+    LINEN,
+    NNX,
+    RAW,
+    SEQUENCE,
+    NnxRecurrent,
+    drawn,
+)  # fmt: skip
 from volax import find_groups
 from volax.compress import compact
 
@@ -96,6 +105,18 @@ def test_nnx_attention_keeps_heads_of_equal_size(check):
     said = {k.group for k in small.kept if "MultiHeadAttention" in k.reason}
     assert said == heads
     assert "needs heads of equal size" in str(small)
+
+
+@pytest.mark.parametrize("cell", ["SimpleCell", "GRUCell", "OptimizedLSTMCell"])
+def test_nnx_recurrent_cells_run_as_they_are(cell):
+    model = NnxRecurrent(getattr(nnx, cell))
+    groups = find_groups(model, SEQUENCE)
+    graph, state = nnx.split(model)
+    state, expected = killed(state, groups)
+    small = compact(nnx.merge(graph, state), groups, check=(SEQUENCE,))
+    agree(small, expected)
+    assert small.params.rnn.cell.hidden_features == 3
+    assert small.params.rnn.cell.dense_h.kernel.shape[0] == 3
 
 
 def test_an_equinox_module_runs_as_it_is():
