@@ -18,6 +18,7 @@ from volax.compress.planning import Plan, fitted, plan
 from volax.compress.proof import Difference, difference, tolerance
 from volax.compress.table import aligned
 from volax.compress.units import Kept
+from volax.pairs._sharding import put_like
 from volax.pairs.records import Group
 from volax.pairs.result import Groups
 
@@ -91,7 +92,8 @@ def compact(
     program was traced again with fewer units, and what differs or does not trace is in
     ``Group.constants``; such groups are cut only with ``check``. A hand-written group
     says nothing of the program: give ``check``. An NNX attention keeps its heads, which
-    must be of equal size. Arrays come back on one device.
+    must be of equal size. Arrays keep their sharding; an axis whose new size the mesh
+    does not divide is whole on every device (``round_to`` keeps sizes that divide).
 
     Training goes on with what comes back: ``params``, ``opt_state``, and a
     transformation made anew with the pairs of ``groups``, for those given here are
@@ -274,8 +276,8 @@ class _Source:
 
     def like(self, path: str, array: Any) -> Any:
         """A changed array of the kind it had before."""
-        jaxlike = isinstance(self.leaves[path], jax.Array)
-        return jnp.asarray(array) if jaxlike else array
+        leaf = self.leaves[path]
+        return put_like(array, leaf) if isinstance(leaf, jax.Array) else array
 
 
 @dataclasses.dataclass

@@ -12,6 +12,7 @@ import numpy as np
 from volax import masks
 from volax.compress import refitting, units
 from volax.pairs import layout
+from volax.pairs._sharding import put_like
 from volax.pairs.records import Group, Member
 
 
@@ -177,7 +178,7 @@ def cut(leaf: Any, gathers: Sequence[Gather]) -> Any:
     whole = np.asarray(leaf)
     for gather in gathers:
         whole = _gathered(whole, gather.axes, gather.index)
-    return whole if isinstance(leaf, np.ndarray) else jnp.asarray(whole)
+    return whole if isinstance(leaf, np.ndarray) else put_like(whole, leaf)
 
 
 def _gathered(x: np.ndarray, axes: tuple[int, ...], index: np.ndarray) -> np.ndarray:

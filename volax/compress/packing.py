@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from volax import masks
 from volax.compress.quantize import check_finite, floating, on_grid
+from volax.pairs._sharding import put_like
 
 
 @jax.tree_util.register_dataclass
@@ -110,7 +111,7 @@ def pack(
     Returns:
       A tree with :class:`Packed` in the place of the selected leaves. A leaf of n
       weights takes exactly $\lceil n/8 \rceil$ or $\lceil n/4 \rceil$ bytes and its
-      scales.
+      scales; on a mesh every device has all of the bytes.
 
     Raises:
       ValueError: ``bits`` is neither 1 nor 2, or a selected leaf is not on the grid.
@@ -193,4 +194,5 @@ def _packed(path: str, w: Any, bits: int, channel_axis: int | None) -> Packed:
     flat = np.pad(flat, (0, -flat.size % each)).reshape(-1, each)
     shifts = np.arange(each, dtype=np.uint8) * bits
     data = (flat << shifts).sum(axis=1, dtype=np.uint8)
-    return Packed(jnp.asarray(data), jnp.asarray(scale), values.shape, bits)
+    data = put_like(data, w, split=False)  # bytes hold weights of several rows
+    return Packed(data, put_like(scale, w), values.shape, bits)

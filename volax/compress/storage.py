@@ -26,6 +26,7 @@ from volax import _nnx as modules
 from volax import masks
 from volax.compress.compact import Compacted
 from volax.compress.packing import Packed, is_packed
+from volax.pairs._sharding import put_like
 
 _FORMAT = "volax 2"
 _STORED = (
@@ -118,8 +119,9 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
       path: the file.
       into: a tree, or an NNX module, of the same key paths, whose arrays are replaced,
         whatever their shape; a module becomes a new one with its size attributes set
-        and packed weights unpacked.
-        ``None``: nested dictionaries and lists.
+        and packed weights unpacked. On a mesh every array is put where the one that
+        it replaces lay; an axis whose new size the mesh does not divide is whole on
+        every device. ``None``: nested dictionaries and lists.
 
     Returns:
       The arrays and the manifest.
@@ -137,6 +139,8 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
       >>> load(path, into={"w": jnp.zeros(5)}).params["w"].shape
       (2,)
     """
+    tree, merge = modules.split(into) if modules.is_module(into) else (into, None)
+    likes = dict(zip(_below_params(_places(tree)), jax.tree.leaves(tree, is_packed)))
     arrays, about = _read(Path(path))
     leaves: dict[str, Any] = {}
     try:
@@ -145,15 +149,17 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
             name: [(kind, step) for kind, step in place["keys"]]
             for name, place in places.items()
         }
-        for name, place in places.items():
-            leaves[name] = _leaf(arrays, name, place)
+        steps = {
+            name: tuple(str(step) for _, step in path) for name, path in keys.items()
+        }
+        for name, below in zip(places, _below_params(list(steps.values()))):
+            leaves[name] = _leaf(arrays, name, places[name], likes.get(below))
     except _MALFORMED as error:
         raise ValueError(f"load: {path} holds no model of volax ({error!r})") from error
     if into is None:
         return Loaded(_nested(leaves, keys), manifest)
-    tree, merge = modules.split(into) if modules.is_module(into) else (into, None)
-    steps = {tuple(str(step) for _, step in keys[k]): v for k, v in leaves.items()}
-    filled = _filled(str(path), tree, steps, merge is not None)
+    have = {steps[name]: leaf for name, leaf in leaves.items()}
+    filled = _filled(str(path), tree, have, merge is not None)
     if merge is None:
         return Loaded(filled, manifest)
     module = merge(filled)
@@ -196,20 +202,25 @@ def _parts(name: str, node: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]
     return place, stored
 
 
-def _leaf(arrays: dict[str, np.ndarray], name: str, place: dict[str, Any]) -> Any:
+def _leaf(
+    arrays: dict[str, np.ndarray], name: str, place: dict[str, Any], like: Any
+) -> Any:
     """A leaf of the tree; its arrays leave ``arrays``, and with it the memory."""
     if "bits" in place:
         data, scale = arrays.pop(f"{name}/data"), arrays.pop(f"{name}/scale")
+        of = like if is_packed(like) else Packed(like, like, (), place["bits"])
+        data = put_like(data, of.data, split=is_packed(like))
         shape, bits = tuple(place["shape"]), place["bits"]
-        return Packed(jnp.asarray(data), jnp.asarray(scale), shape, bits)
+        return Packed(data, put_like(scale, of.scale), shape, bits)
     array = arrays.pop(name)
     if "random" in place:
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=place["random"])
+        key = jax.random.wrap_key_data(jnp.asarray(array), impl=place["random"])
+        return put_like(key, like)
     if "dtype" in place:
         array = array.view(jnp.dtype(place["dtype"]))
     # Without x64 a wide array stays as it is in NumPy, rather than lose its bits.
     kept = jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype
-    return jnp.asarray(array) if kept else array
+    return put_like(array, like) if kept else array
 
 
 def _nested(leaves: dict[str, Any], keys: dict[str, list[tuple[str, Any]]]) -> Any:
@@ -243,8 +254,7 @@ def _nested(leaves: dict[str, Any], keys: dict[str, list[tuple[str, Any]]]) -> A
 
 def _filled(file: str, tree: Any, have: dict[Steps, Any], unpacked: bool) -> Any:
     """A tree with the arrays of a file, which stand there by the same key paths."""
-    paths = [path for path, _ in masks.flatten_with_path(tree, is_packed)]
-    places = [tuple(str(_key(entry)[1]) for entry in path) for path in paths]
+    places = _places(tree)
     if set(places) != have.keys():
         # Saved as Linen variables and loaded as their parameters, or the other way.
         places, below = _below_params(places), _below_params(list(have))
@@ -260,10 +270,17 @@ def _filled(file: str, tree: Any, have: dict[Steps, Any], unpacked: bool) -> Any
             f"{masks.nearest(path, ['/'.join(steps) for steps in places])}"
         )
     new = [have[steps] for steps in places]
-    structure = jax.tree.structure(tree, is_leaf=is_packed)
+    old, structure = jax.tree.flatten(tree, is_leaf=is_packed)
     return structure.unflatten(
-        leaf.unpack() if unpacked and is_packed(leaf) else leaf for leaf in new
+        put_like(leaf.unpack(), like) if unpacked and is_packed(leaf) else leaf
+        for leaf, like in zip(new, old)
     )
+
+
+def _places(tree: Any) -> list[Steps]:
+    """The key paths of a tree by their steps, in the tree's order."""
+    paths = [path for path, _ in masks.flatten_with_path(tree, is_packed)]
+    return [tuple(str(_key(entry)[1]) for entry in path) for path in paths]
 
 
 def _below_params(paths: list[Steps]) -> list[Steps]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from volax.pairs._sharding import spread, whole
 from volax.pairs.records import Member
 
 
@@ -22,10 +23,11 @@ def squared_norms(member: Member, sizes: tuple[int, ...], x: jax.Array) -> jax.A
     where, plain = unit_indices(member, sizes, x.shape)
     carrying = {a.axis for a in member.axes}
     rest = tuple(i for i in range(x.ndim) if i not in carrying)
-    sums = jnp.sum(jnp.square(x), axis=rest).reshape(-1)
-    if plain:
-        return sums.reshape(sizes)
-    return sums[where].sum(axis=-1).reshape(sizes)
+    sums = jnp.sum(jnp.square(x), axis=rest)
+    if plain and sums.shape == sizes:
+        return sums
+    sums = whole(sums).reshape(-1)
+    return (sums if plain else sums[where].sum(axis=-1)).reshape(sizes)
 
 
 def scale(
@@ -34,13 +36,15 @@ def scale(
     """Multiplies each unit's weights by its factor; other weights stay as they are."""
     where, plain = unit_indices(member, sizes, x.shape)
     carrying = sorted(a.axis for a in member.axes)
-    flat = factors.reshape(-1)
+    if not plain or factors.shape != tuple(x.shape[i] for i in carrying):
+        factors = whole(factors).reshape(-1)
     if not plain:
         units = where.shape[0]
         unit_of = np.full(math.prod(x.shape[i] for i in carrying), units, np.int32)
         unit_of[where] = np.arange(units, dtype=np.int32)[:, None]
-        flat = jnp.append(flat, jnp.ones((), flat.dtype))[unit_of]
-    return x * flat.reshape([n if i in carrying else 1 for i, n in enumerate(x.shape)])
+        factors = jnp.append(factors, jnp.ones((), factors.dtype))[unit_of]
+    shape = [n if i in carrying else 1 for i, n in enumerate(x.shape)]
+    return x * spread(factors.reshape(shape), x)
 
 
 @functools.lru_cache(maxsize=1024)

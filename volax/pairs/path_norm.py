@@ -1,5 +1,6 @@
 """The path norm of each unit, ||a|| ||v|| (arXiv 2210.03069)."""
 
+import functools
 from collections.abc import Iterable
 
 import jax
@@ -8,6 +9,7 @@ import optax
 
 from volax import masks
 from volax.pairs import layout
+from volax.pairs._sharding import alike, pinned
 from volax.pairs.records import Group, Member, as_groups
 
 
@@ -15,8 +17,9 @@ def side_norms(
     members: Iterable[Member], sizes: tuple[int, ...], leaves: dict[str, jax.Array]
 ) -> jax.Array:
     """The joint Euclidean norm of each unit over several members, shape ``sizes``."""
-    squares = (layout.squared_norms(m, sizes, leaves[m.path]) for m in members)
-    return jnp.sqrt(sum(squares))  # pyright: ignore[reportArgumentType]
+    squares = [layout.squared_norms(m, sizes, leaves[m.path]) for m in members]
+    norms = jnp.sqrt(functools.reduce(jnp.add, alike(*squares)))
+    return norms if len(squares) == 1 else pinned(norms)
 
 
 def path_norm(
@@ -28,6 +31,7 @@ def path_norm(
     (without the bias) and $v$ its outgoing weights; the sum over the units is the
     penalty that :func:`volax.path_prox` minimises. A dead unit has path norm 0 (and so
     has, in float32, one whose weights are all below about 1e-22: squares underflow).
+    Inside a ``shard_map`` the norms are local, those of the parts that a device holds.
 
     Args:
       params: the parameters, or a tree that holds them.
@@ -50,8 +54,11 @@ def path_norm(
     """
     leaves = masks.named_leaves(params)
     groups = [g.fit(leaves, "path_norm") for g in as_groups(pairs, "path_norm")]
-    return tuple(
-        side_norms(g.producers, g.sizes, leaves)
-        * side_norms(g.consumers, g.sizes, leaves)
-        for g in groups
-    )
+    return tuple(path_norms(g, leaves) for g in groups)
+
+
+def path_norms(group: Group, leaves: dict[str, jax.Array]) -> jax.Array:
+    """The path norm of each unit of a fitted pair, shape of its ``sizes``."""
+    incoming = pinned(side_norms(group.producers, group.sizes, leaves))
+    outgoing = side_norms(group.consumers, group.sizes, leaves)
+    return functools.reduce(jnp.multiply, alike(incoming, outgoing))

@@ -13,7 +13,8 @@ import optax
 
 from volax import masks, prox
 from volax.pairs import layout, records
-from volax.pairs.path_norm import side_norms
+from volax.pairs._sharding import alike, pinned
+from volax.pairs.path_norm import path_norms, side_norms
 from volax.pairs.records import Group
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
@@ -47,6 +48,10 @@ def path_prox(
     A unit whose $v$ reaches exactly zero is dead; ``compact`` removes it. Stands last
     in the chain. Weights outside the pairs are not touched; give those ordinary decay
     by :func:`volax.unpaired`. Momentum is best left out, as in the paper.
+
+    On a mesh every weight keeps its sharding, and the devices exchange vectors with a
+    number a unit. Inside a ``shard_map`` norms are local, those of the parts that a
+    device holds: right where each unit lies whole on one device (experts, ensembles).
 
     Args:
       learning_rate: $\eta \ge 0$, the same number, array or schedule that the optimizer
@@ -181,12 +186,18 @@ def _proximal(
 ) -> dict[str, jax.Array]:
     """The weights by key path after the proximal step of one pair."""
     incoming = side_norms(group.producers, group.sizes, now)
+    is_shared = bool(group.biases) or normalize == "rescale"
+    incoming = pinned(incoming) if is_shared else incoming
     usable = (incoming > 0) & jnp.isfinite(incoming)
     incoming = jnp.where(usable, incoming, 1)
+    # Each use of the norms may be laid out as its parameter is, so pin what they share.
+    incoming = pinned(incoming) if is_shared else incoming
     # Of the unscaled weights: the norm is at hand, and no pass over them is spent.
     outgoing = side_norms(group.consumers, group.sizes, now)
-    carried = incoming if normalize == "rescale" else jnp.ones_like(incoming)
-    carried = carried * scales.consumers
+    carried = scales.consumers
+    if normalize == "rescale":
+        incoming, outgoing = alike(incoming, outgoing)
+        carried = carried * incoming
     factor = carried * prox.group_shrinkage(carried * outgoing, threshold)
     if before:
         factor = jnp.where(
@@ -225,15 +236,7 @@ def _balances(now: dict[str, jax.Array], groups: tuple[Group, ...]) -> list[_Sca
             f"search does not tell for {'; '.join(unknown)}; write the pairs down with "
             "volax.pair(..., output_bias=...)"
         )
-    totals = jnp.stack(
-        [
-            jnp.sum(
-                side_norms(g.producers, g.sizes, now)
-                * side_norms(g.consumers, g.sizes, now)
-            )
-            for g in groups
-        ]
-    )
+    totals = jnp.stack([jnp.sum(path_norms(g, now)) for g in groups])
     logs = jnp.log(totals)
     usable = jnp.all((totals > 0) & jnp.isfinite(totals))
     logs = jnp.where(usable, jnp.mean(logs) - logs, 0)

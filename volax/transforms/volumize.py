@@ -35,7 +35,9 @@ def relative_to_init(scale: Hyperparameter) -> RelativeToInit:
     r"""A volume of $V = \mathrm{scale} \cdot \max |w_0|$ for each leaf.
 
     This is the paper's "auto V". The authors' code takes $\max w_0$, which is wrong for
-    a skewed leaf. A leaf that starts at all zeros (a bias of Flax) has no wall.
+    a skewed leaf. A leaf that starts at all zeros (a bias of Flax) has no wall. Inside
+    a ``shard_map`` the maximum is local, that of the part that a device holds; call
+    ``init`` outside for that of the whole leaf.
 
     Args:
       scale: number $\ge 0$, array or schedule; the paper tries 0.1 to 4.
