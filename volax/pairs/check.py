@@ -11,6 +11,7 @@ import numpy as np
 
 from volax import masks
 from volax.pairs import layout
+from volax.pairs._sharding import put_like
 from volax.pairs.adapters import Traceable, traceable
 from volax.pairs.records import Group, Member
 
@@ -279,10 +280,7 @@ def _is_float(x: Any) -> bool:
 
 def _like(leaf: Any, values: np.ndarray) -> Any:
     """Values in the precision and on the devices of an array."""
-    values = values.astype(leaf.dtype)
-    if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
-        return jax.device_put(values, leaf.sharding)
-    return jnp.asarray(values)
+    return put_like(values.astype(leaf.dtype), leaf)
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -298,9 +296,10 @@ def _drawn(rng: np.random.Generator, leaf: Any, state: bool) -> Any:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key(0)
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return jnp.zeros(leaf.shape, leaf.dtype)
+        return put_like(jnp.zeros(leaf.shape, leaf.dtype), leaf)
     values = _normal(rng, leaf.shape)
-    return jnp.asarray(np.abs(values) if state else values, leaf.dtype)
+    values = np.abs(values) if state else values
+    return put_like(jnp.asarray(values, leaf.dtype), leaf)
 
 
 def _varied(rng: np.random.Generator, leaf: Any, *, trained: bool, state: bool) -> Any:
