@@ -13,9 +13,20 @@ import optax
 import pytest
 from flax import nnx
 
+import volax
 from tests import cases
 from tests.cases import CASES, grads, params, train
+from volax import masks
+from volax.masks import named_leaves
 
+# How many arrays for each parameter are kept; of relative_to_init the maximum.
+KEPT = {
+    "volumize-relative": 1,
+    "volumized": 1,
+    "lp_adam": 2,
+    "lp_sgd": 1,
+    "volumized_adam": 2,
+}
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
@@ -170,12 +181,65 @@ def test_lookahead_runs(case):
     chex.assert_tree_all_finite((tree.fast, tree.slow))
 
 
-def test_lookahead_keeps_bounds():
-    tx = optax.lookahead(CASES["volumize"].optimizer(), 2, 0.5)
-    start = jax.tree.map(lambda x: jnp.clip(x, -0.3, 0.3), params())
-    tree, _ = train(tx, optax.LookaheadParams.init_synced(start), grads())
-    limit = np.float64(np.float32(0.3)) * (1 + 2**-22)
-    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree)) <= limit
+BOUNDED = ["volumize", "volumize-elastic", "volumized", "volumized_adam"]
+
+
+def inside():
+    return jax.tree.map(lambda x: jnp.clip(x, -0.3, 0.3), params())
+
+
+def largest(tree):
+    return max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_lookahead_keeps_bounds(name):
+    tx = optax.lookahead(CASES[name].optimizer(mask="all"), 2, 0.5)
+    for count in (7, 8):
+        tree, _ = train(tx, optax.LookaheadParams.init_synced(inside()), grads(count))
+        plain, _ = train(optax.sgd(0.1), inside(), grads(count))
+        limit = np.float64(np.float32(0.3)) * (1 + 2**-22)
+        assert largest(tree) <= limit < largest(plain)
+
+
+def zeros(tree):
+    return {k: np.asarray(x) == 0 for k, x in named_leaves(tree).items()}
+
+
+SPARSE = {
+    "lp_decay": CASES["lp_decay-1"].optimizer(mask="all", snap_below=0.3),
+    "path_prox": CASES["path_prox"].optimizer(),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_lookahead_keeps_no_zeros(name):
+    for count in (5, 6):
+        plain, _ = train(SPARSE[name], params(), grads(count))
+        assert any(x.any() for x in zeros(plain).values())
+    tx = optax.lookahead(SPARSE[name], 2, 0.5)
+    tree, _ = train(tx, optax.LookaheadParams.init_synced(params()), grads(6))
+    assert not any(x.any() for x in zeros(tree).values())
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_schedule_free_keeps_no_bounds(name):
+    base = CASES[name].optimizer(mask="all")
+    tx = optax.contrib.schedule_free(base, learning_rate=0.1, b1=0.9)
+    plain, _ = train(base, inside(), grads(20))
+    _, state = train(tx, inside(), grads(20))
+    assert largest(plain) <= 0.3 < 1.2 * 0.3 < largest(state.z)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_schedule_free_keeps_no_zeros(name):
+    tx = optax.contrib.schedule_free(SPARSE[name], learning_rate=0.1, b1=0.9)
+    plain = zeros(train(SPARSE[name], params(), grads(6))[0])
+    tree, state = train(tx, params(), grads(6))
+    average = optax.contrib.schedule_free_eval_params(state, tree)
+    for sequence in (state.z, average):
+        kept = [(zeros(sequence)[k] & x).sum() for k, x in plain.items()]
+        assert sum(kept) < sum(x.sum() for x in plain.values())
 
 
 @every_case
@@ -191,12 +255,30 @@ def test_freeze_last_keeps_frozen_leaves(case):
     assert differs(tree["l2"]["kernel"], params()["l2"]["kernel"])
 
 
-@every_case
-def test_map_params_keeps_the_state(case):
-    tx = case.optimizer()
+@pytest.mark.parametrize("name", CASES)
+def test_map_params_finds_what_is_kept_for_each_parameter(name):
+    tx = CASES[name].optimizer()
     _, state = train(tx, params(), grads())
-    mapped = optax.tree.map_params(tx, lambda x: x + 0, state)
-    chex.assert_trees_all_equal(mapped, state)
+    paths = named_leaves(params())
+    seen = []
+
+    def pushed(x, path):
+        seen.append(path)
+        return x + 1
+
+    mapped = optax.tree.map_params(
+        tx,
+        pushed,
+        state,
+        masks.map_with_path(lambda path, _: masks.key_path(path), params()),
+        transform_non_params=lambda x: x - 1,
+    )
+    assert sorted(seen) == sorted([*paths] * KEPT.get(name, 0))
+    expected = {
+        k: x + 1 if any(k.endswith(f"/{path}") for path in paths) else x - 1
+        for k, x in named_leaves(state).items()
+    }
+    chex.assert_trees_all_equal(named_leaves(mapped), expected)
 
 
 @every_case
@@ -412,8 +494,6 @@ def test_haiku_spelling():
             "mlp/~/linear_0": {"w": tree["l1"]["kernel"], "b": tree["l1"]["bias"]},
             "mlp/~/linear_1": {"w": tree["l2"]["kernel"], "b": tree["l2"]["bias"]},
         }
-
-    import volax
 
     pair = volax.pair("mlp/~/linear_0/w", "mlp/~/linear_1/w", bias="mlp/~/linear_0/b")
     expected, _ = train(CASES["path_prox"].optimizer(), params(), grads())
