@@ -374,7 +374,8 @@ class _Walk:
         args = [(*j.constvars, *j.invars) for j in (old, new)]
         if len(args[0]) != len(args[1]) or len(old.outvars) != len(new.outvars):
             raise self._differs("the program has other arguments or results", first)
-        if exact and [v.aval.shape for v in args[0]] != [v.aval.shape for v in args[1]]:
+        shapes = [[getattr(v.aval, "shape", ()) for v in some] for some in args]
+        if exact and shapes[0] != shapes[1]:
             raise self._differs("what it reads has another shape", first)
         same: dict[Any, Any] = dict(zip(*args))
         other = {
@@ -432,7 +433,8 @@ class _Walk:
             if hasattr(v.aval, "shape")
         ]
         for k, (old, new) in enumerate(shapes):
-            expected = old if read is None else self.sizes.shape(read.outs[k])
+            made = None if read is None else read.outs[k]
+            expected = old if made is None else self.sizes.shape(made)
             if new != expected:
                 what = f"the result of {eqn.primitive.name} has shape {new}, "
                 raise self._differs(what + f"expected {expected}", eqn)
@@ -478,16 +480,15 @@ class _Walk:
         if _SHAPES.get(primitive) == name:
             return True
         if primitive in _SLICES and name in ("start_indices", "limit_indices"):
-            starts = zip(read.ins[0].axes, old, new)
+            starts = zip(_axes(read.ins[0]), old, new)
             # The limit follows from where it starts and from the result's shape.
             return name == "limit_indices" or all(
                 self.sizes.index(term, a) == b for term, a, b in starts
             )
         if primitive in _PADS and name == "padding_config":
-            (out,) = read.outs
             return all(
                 a == b or (a[2] == b[2] and self.sizes.index(term, a[0]) == b[0])
-                for term, a, b in zip(out.axes, old, new)
+                for term, a, b in zip(_axes(read.outs[0]), old, new)
             )
         if primitive in _GATHERS and name == "slice_sizes":
             whole, left = (e.invars[0].aval.shape for e in (eqn, twin))
@@ -503,8 +504,7 @@ class _Walk:
 
     def _starts(self, eqn: Any, twin: Any, read: Read) -> None:
         """Where slices begin: literals, which move with what lies before them."""
-        x = read.ins[0]
-        for term, a, b in zip(x.axes, eqn.invars[1:], twin.invars[1:]):
+        for term, a, b in zip(_axes(read.ins[0]), eqn.invars[1:], twin.invars[1:]):
             if isinstance(a, core.Literal):
                 old, new = int(a.val), int(b.val)
                 if old != new and self.sizes.index(term, old) != new:
@@ -524,6 +524,12 @@ class _Walk:
                 return
             what = f"{name} of {eqn.primitive.name} is {new} and not {old}"
             raise self._differs(what, eqn)
+
+
+def _axes(value: Value | None) -> Sequence[Term | None]:
+    """The terms of a value that some equation other than a call read or made."""
+    assert value is not None, "only calls leave out what nobody wants"
+    return value.axes
 
 
 def _jaxprs_in(param: Any) -> Iterator[tuple[core.Jaxpr, Sequence[Any]]]:
