@@ -82,7 +82,8 @@ class Difference:
 
     Attributes:
       said: one line for each difference.
-      numbers: whether they differ in nothing but numbers.
+      numbers: whether they differ in nothing but numbers (or in an array that cannot
+        be cut), which no other size that a layer holds would mend.
     """
 
     said: tuple[str, ...]
@@ -231,7 +232,7 @@ class _Trials:
         for value in program.arrays:
             if value in program.fixed and new.shape(value) != value.shape:
                 why = f"{value.name} lies along the units and cannot be cut"
-                return Difference((why,), False)
+                return Difference((why,), True)
         given = program.given
         small = [_resized(x, new.shape(v)) for x, v in zip(self.flat, program.arrays)]
         try:
