@@ -1,31 +1,39 @@
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 from conftest import CONFIGS
 from test_train import SMALL, assert_same_run
 
+from volax.examples import main
 from volax.examples.train import train_and_evaluate
 
 CONFIG = CONFIGS / "digits_path_prox.py"
+ROOT = CONFIGS.parent
+FOLDERS = ("/plain", "/regularized")
 
 
 @pytest.fixture
 def start(tmp_path, quick_compilation):
-    """Starts the command, far from the repository."""
+    """Starts the command, far from the repository, with `path` in front of Python's."""
 
-    def start(*arguments):
+    def start(*arguments, path=ROOT, preexec_fn=None, **more):
         environment = {k: v for k, v in os.environ.items() if k != "VOLAX_DATA_DIR"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(path), str(ROOT)])
         return subprocess.Popen(
             [sys.executable, "-m", "volax.examples.main", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
-            env=environment | quick_compilation,
+            env=environment | quick_compilation | more,
+            preexec_fn=preexec_fn,
         )
 
     return start
@@ -35,8 +43,8 @@ def start(tmp_path, quick_compilation):
 def command(start):
     """Runs the command to its end."""
 
-    def run(*arguments):
-        process = start(*arguments)
+    def run(*arguments, **more):
+        process = start(*arguments, **more)
         out, err = process.communicate(timeout=120)
         return process.returncode, out, err
 
@@ -74,6 +82,128 @@ def test_missing_data_is_one_sentence(command, tmp_path):
     code, _, err = command(f"--config={config}", "--workdir=run", "--config.data_dir=.")
     assert code == 1
     assert err.startswith("error: . has neither train-labels-idx1-ubyte.gz nor")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"x = (", r"is no config: SyntaxError: '\(' was never closed"),
+        (b"import nowhere", "is no config: ModuleNotFoundError: No module"),
+        (b"raise SystemExit('bye')", "is no config: SystemExit: bye"),
+        (b"\x89PNG\r\n\x00", "is no config: SyntaxError"),
+        (b"get_config = dict", r"has no get_config\(\) that returns a ConfigDict"),
+        (b"", r"has no get_config\(\) that returns a ConfigDict"),
+    ],
+    ids=["syntax", "import", "exit", "binary", "dict", "empty"],
+)
+def test_a_config_that_is_none_is_told(content, message, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as exit:
+        main._with_config_file(["volax-train", f"--config={path}"])
+    err = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert re.search(message, err)
+    assert err.startswith(f"error: {path} ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.py", "./digits_path_prox"])
+def test_a_config_that_is_missing_is_told(name, capsys):
+    with pytest.raises(SystemExit):
+        main._with_config_file(["volax-train", "--config", name])
+    err = capsys.readouterr().err
+    assert err.startswith("error: there is no config ")
+    assert ("digits_path_prox, digits_volumize" in err) == (name == "nowhere")
+    assert err.count("\n") == 1
+
+
+def test_a_config_is_found_by_name_and_by_path(monkeypatch):
+    argv = ["volax-train", "--config=digits_adamw", "--workdir=x"]
+    (_, found, rest) = main._with_config_file(argv)
+    assert found.endswith("/configs/digits_adamw.py")
+    assert rest == "--workdir=x"
+    monkeypatch.chdir(ROOT)
+    argv = ["volax-train", "--config", "configs/digits_adamw.py"]
+    assert main._with_config_file(argv) == argv
+
+
+def test_a_wheel_finds_its_configs_by_name(command, tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    names = {p.name for p in (tmp_path / "installed/volax/examples/configs").iterdir()}
+    assert names == {p.name for p in CONFIGS.glob("*.py")}
+    # The answer of the config: it was found, and nothing is trained.
+    arguments = ("--config=mnist_adamw", "--workdir=run", "--config.epoch=1")
+    code, _, err = command(*arguments, path=tmp_path / "installed")
+    assert code == 2
+    assert err == "error: the config has no 'epoch'; did you mean 'epochs'?\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "code", "message"),
+    [
+        (
+            "ml_collections",
+            "raise ModuleNotFoundError('No module', name='ml_collections')",
+            1,
+            "error: ml_collections is not installed; pip install 'volax-optax[exampl",
+        ),
+        (
+            "sklearn",
+            "raise ModuleNotFoundError('No module', name='sklearn')",
+            1,
+            "error: sklearn is not installed; pip install 'volax-optax[examples]' ",
+        ),
+        (
+            "flax",
+            "import os\ntry: os.kill(os.getpid(), 2)\nexcept: raise ImportError",
+            130,
+            "\nStopped before the training began.\n",
+        ),
+    ],
+    ids=["missing", "missing-later", "ctrl-c"],
+)
+def test_imports_that_fail_are_told(command, tmp_path, name, line, code, message):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / f"{name}.py").write_text(line)
+    arguments = (f"--config={CONFIG}", "--workdir=run")
+    found, out, err = command(*arguments, path=tmp_path / "first")
+    assert found == code
+    assert err.startswith(message)
+    assert err.count("\n") == message.count("\n") or err.count("\n") == 1
+    assert not out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_sentence(command, tmp_path):
+    """No file of more than 20,000 bytes can be written; a checkpoint has 80,000."""
+    code, _, err = command(
+        f"--config={CONFIG}",
+        "--workdir=run",
+        "--config.epochs=1",
+        "--config.per_class=4",
+        JAX_ENABLE_COMPILATION_CACHE="false",  # it would be too large as well
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
+    assert code == 1
+    assert re.match(r"error: run/checkpoints/plain/1 cannot be written \(.*\)\n$", err)
+    files = {str(p.relative_to(tmp_path / "run")) for p in tmp_path.glob("run/**/*")}
+    assert files <= {"config.json", *(f"checkpoints{s}" for s in ("", *FOLDERS))}
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(command, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = command(f"--config={CONFIG}", "--workdir=file/run")
+    assert code == 1
+    assert err.startswith("error: file/run: ")
     assert err.count("\n") == 1
 
 

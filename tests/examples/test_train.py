@@ -11,6 +11,7 @@ from conftest import CONFIGS
 
 from volax.examples import figures, train
 from volax.examples.errors import UserError
+from volax.examples.files import replace_file, sole_run
 from volax.examples.train import train_and_evaluate
 
 VARIANTS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "default")
@@ -207,6 +208,29 @@ def test_a_run_with_other_settings_is_refused(small, tmp_path):
         with pytest.raises(UserError, match=message):
             train_and_evaluate(small(**overrides), tmp_path)
     assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_a_second_run_in_one_workdir_is_refused(small, tmp_path):
+    run = tmp_path / "run"
+    with sole_run(run):
+        with pytest.raises(UserError, match=f"another run is training in {run}; wait"):
+            train_and_evaluate(small(epochs=1), run)
+        assert not list(run.iterdir())
+    with sole_run(run):
+        pass
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path):
+    (tmp_path / "report.json").write_text("before")
+
+    def write(path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(tmp_path / "report.json", write)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+    assert (tmp_path / "report.json").read_text() == "before"
 
 
 def test_a_run_with_other_data_is_refused(small, write_idx, tmp_path):

@@ -1,7 +1,9 @@
 """What the example writes: whole files, and checkpoints that resume exactly."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,14 +14,23 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 from volax.examples.errors import UserError
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file, then rename it to `path` in one step."""
     temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -28,13 +39,47 @@ def write_json(path: Path, value: Any) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text))
 
 
+@contextmanager
+def sole_run(workdir: Path) -> Iterator[None]:
+    """Keep other runs out of `workdir`, which is made where it is missing.
+
+    The lock is one of the operating system on the folder itself: it leaves no file, and
+    it ends with the process, however that ends. Windows has no such lock.
+
+    Args:
+      workdir: the folder.
+
+    Raises:
+      UserError: another process trains in it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"another run is training in {workdir}; wait for its end, or "
+                    "choose another --workdir"
+                ) from error
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield
+    finally:
+        os.close(folder)
+
+
 def claim_workdir(
     workdir: Path, settings: dict, *, may_change: set[str], may_grow: set[str]
 ) -> None:
     """Record the settings in `workdir`, or check them against the recorded ones.
 
     Args:
-      workdir: the folder, made where it is missing.
+      workdir: the folder.
       settings: flat, what the run depends on.
       may_change: keys that do not change the result.
       may_grow: keys whose value may be raised.
@@ -43,7 +88,6 @@ def claim_workdir(
       UserError: naming each key that differs, because a run resumed with other
         settings would be neither the one nor the other.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
     settings = json.loads(json.dumps(settings))
     if path.exists():
@@ -111,8 +155,16 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), rows=ocp.args.JsonSave({"rows": rows})
         )
-        with _uninterrupted():
-            self._manager.save(len(rows), args=items)
+        try:
+            with _uninterrupted():
+                self._manager.save(len(rows), args=items)
+        except Exception as error:  # of several classes, where the disk is full
+            for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise UserError(
+                f"{self._folder / str(len(rows))} cannot be written "
+                f"({_first_sentence(error)})"
+            ) from error
 
     def restore(self, state: Any) -> tuple[Any, list[dict]]:
         """Load the last checkpoint, shaped like `state`; `state` where none is."""
@@ -127,9 +179,12 @@ class Checkpoints:
             with _uninterrupted():
                 restored = self._manager.restore(step, args=items)
         except Exception as error:  # just that is what a damaged array raises
-            what = str(error).partition(". ")[0].partition("\n")[0]
             raise UserError(
-                f"{self._folder / str(step)} cannot be read ({what}); delete it to "
-                "resume from the one before"
+                f"{self._folder / str(step)} cannot be read "
+                f"({_first_sentence(error)}); delete it to resume from the one before"
             ) from error
         return restored["state"], restored["rows"]["rows"]
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).partition(". ")[0].partition("\n")[0]

@@ -1,72 +1,124 @@
-"""The command: `python -m volax.examples.main --config=FILE --workdir=DIR`.
+"""The command: `volax-train --config=NAME --workdir=DIR`, or with a config file.
 
 Any setting of the config can be overridden: `--config.optimizer.learning_rate=0.01`.
+Without the console script it is `python -m volax.examples.main`.
 """
 
 import difflib
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
-
-from absl import app, flags, logging
-from ml_collections import config_flags
+from typing import Any, NoReturn
 
 from volax.examples.errors import UserError
-from volax.examples.settings import flatten
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="Config file, such as configs/digits_path_prox.py."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder for metrics, report, curves and checkpoints.",
-    required=True,
-)
-flags.mark_flag_as_required("config")
+# A wheel holds the configs inside the package, a checkout beside it.
+_PLACES = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs")
 
 
 def run() -> None:
     """Parse the command line and train; the console script `volax-train`."""
-    app.run(_main, flags_parser=_parse)
+    try:
+        with _stopped_at_once():
+            from absl import app  # comes with the extra
+
+            _define_flags()
+        app.run(_main, flags_parser=_parse)
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("volax"):
+            raise
+        _exit(
+            f"{error.name} is not installed; pip install 'volax-optax[examples]' "
+            "brings what the example needs",
+            code=1,
+        )
+
+
+def _define_flags() -> None:
+    from absl import flags
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config",
+        help_string="Name of a config, such as digits_path_prox, or a Python file.",
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder for metrics, report, curves and checkpoints.",
+        required=True,
+    )
+    flags.mark_flag_as_required("config")
 
 
 def _main(argv: list[str]) -> int:
-    logging.set_verbosity(logging.WARNING)  # the checkpoint library tells every step
+    from absl import flags, logging
+
+    # The checkpoint library logs every step, and beside what it raises its traceback.
+    logging.set_verbosity(logging.FATAL)
     try:
         if argv[1:]:
             raise UserError(f"what is {argv[1]!r}? settings are --config.NAME=VALUE")
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
-        if not Path(path).is_file():
-            raise UserError(f"there is no config file {path!r}")
         # Only now: a mistake on the command line is answered before the slow imports.
-        from volax.examples.train import train_and_evaluate
+        with _stopped_at_once():
+            from volax.examples.train import train_and_evaluate
 
-        train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+        train_and_evaluate(flags.FLAGS.config, flags.FLAGS.workdir)
     except KeyboardInterrupt:
-        print(
-            "\nStopped; the same command resumes from the last checkpoint.",
-            file=sys.stderr,
-        )
-        return 130
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        _end("\nStopped; the same command resumes from the last checkpoint.", 130)
+    except UserError as error:
+        _end(f"error: {error}", 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _end(f"error: {where}{error.strerror or error}", 1)
     return 0
+
+
+def _end(message: str, code: int) -> NoReturn:
+    """Leave without waiting for threads, which would print tracebacks of their own."""
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+@contextmanager
+def _stopped_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process: nothing is written yet, and imports may swallow it.
+
+    Extension modules turn the exception into an ImportError of their own.
+    """
+
+    def stop(*_: Any) -> NoReturn:
+        _end("\nStopped before the training began.", 130)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _parse(argv: list[str]) -> list[str]:
     """Parse the flags, and answer an unknown setting with the nearest one."""
+    from absl import flags
+
+    from volax.examples.settings import flatten
+
+    argv = _with_config_file(argv)
+    sys.argv = argv  # ml_collections takes the settings from here
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
         _exit(str(error).splitlines()[0])
     except (AttributeError, KeyError, TypeError):
-        # ml_collections raises one of these, and takes the settings from sys.argv.
+        # What ml_collections raises for a setting that the config lacks.
         overrides = [a for a in argv if a.startswith("--config.")]
         sys.argv = [a for a in argv if a not in overrides]
         flags.FLAGS(sys.argv)
-        known = list(flatten(_CONFIG.value))
+        known = list(flatten(flags.FLAGS.config))
         for override in overrides:
             key = override.removeprefix("--config.").partition("=")[0]
             if key not in known:
@@ -75,9 +127,56 @@ def _parse(argv: list[str]) -> list[str]:
         raise
 
 
-def _exit(message: str) -> NoReturn:
+def _with_config_file(argv: list[str]) -> list[str]:
+    """The command line with the config's name replaced by its file, which is tried."""
+    found = list(argv)
+    for k, argument in enumerate(argv[1:], 1):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        if not equals:
+            if k + 1 == len(argv):
+                break  # absl says that the value is missing
+            k, value = k + 1, argv[k + 1]
+        path = _config_file(value)
+        _try_config(path)
+        found[k] = f"{flag}={path}" if equals else str(path)
+    return found
+
+
+def _config_file(given: str) -> Path:
+    """The file of a config that is given by name or as a path."""
+    path = Path(given)
+    if path.suffix == ".py" or path.name != given:
+        if not path.is_file():
+            _exit(f"there is no config file {given!r}")
+        return path
+    folder = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
+    named = {file.stem: file for file in sorted(folder.glob("*.py"))}
+    if given not in named:
+        _exit(f"there is no config {given!r}; there are {', '.join(named)}, or a file")
+    return named[given]
+
+
+def _try_config(path: Path) -> None:
+    """Run a config file once, so that whatever is wrong with it is told by its name."""
+    import runpy
+
+    from ml_collections import ConfigDict
+
+    try:
+        made = runpy.run_path(str(path)).get("get_config")
+        config = None if made is None else made()
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split())
+        _exit(f"{path} is no config: {type(error).__name__}: {said}")
+    if not isinstance(config, ConfigDict):
+        _exit(f"{path} is no config: it has no get_config() that returns a ConfigDict")
+
+
+def _exit(message: str, code: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

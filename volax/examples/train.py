@@ -26,7 +26,13 @@ from tqdm import tqdm
 from volax.examples import figures
 from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.errors import UserError
-from volax.examples.files import Checkpoints, claim_workdir, replace_file, write_json
+from volax.examples.files import (
+    Checkpoints,
+    claim_workdir,
+    replace_file,
+    sole_run,
+    write_json,
+)
 from volax.examples.models import MLP
 from volax.examples.optimizers import build_optimizers
 from volax.examples.settings import flatten
@@ -64,7 +70,8 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
       The content of `report.json`.
 
     Raises:
-      UserError: for settings or data that cannot be used, or a training that diverged.
+      UserError: for settings or data that cannot be used, a workdir that another run
+        uses, or a training that diverged.
     """
     workdir = Path(workdir)
     for key in ("epochs", "batch_size"):
@@ -86,12 +93,8 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
     steps = images // batch_size * config.epochs
     plain, regularized = build_optimizers(config, steps, model)
     constant = config.optimizer.schedule == "constant"
-    claim_workdir(
-        workdir,
-        flatten(config) | {"data checksum": _checksum(data)},
-        may_change=_MAY_CHANGE,
-        may_grow={"epochs"} if constant else set(),
-    )
+    settings = flatten(config) | {"data checksum": _checksum(data)}
+    may_grow = {"epochs"} if constant else set()
 
     names = (config.optimizer.name, f"{config.optimizer.name} + {config.regularizer}")
     if config.regularizer == "adamw":
@@ -100,6 +103,8 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     arrays = jax.device_put(data)
     with ExitStack() as stack:
+        stack.enter_context(sole_run(workdir))
+        claim_workdir(workdir, settings, may_change=_MAY_CHANGE, may_grow=may_grow)
         runs = []
         for name, folder, tx in zip(names, _FOLDERS, (plain, regularized)):
             checkpoints = Checkpoints(workdir / "checkpoints" / folder)
@@ -115,18 +120,18 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             _fit(run, config, after_save=lambda: _write_metrics(metrics, history))
         _write_metrics(metrics, history)
 
-    title = (
-        f"{config.dataset}, seed {config.seed}, {config.epochs} epochs, "
-        f"{images:,} training and {len(data.test_labels):,} "
-        f"{'validation' if config.validation else 'test'} images"
-    )
-    last = {name: rows[-1] for name, rows in history.items()}
-    size = figures.sizes(params, config.hidden)
-    report = {"title": title, "config": config.to_dict(), **size, "runs": last}
-    write_json(workdir / "report.json", report)
-    figures.plot_curves(workdir / "curves.png", title, history, config.regularizer)
-    print(figures.table(title, last, size, volume))
-    return report
+        title = (
+            f"{config.dataset}, seed {config.seed}, {config.epochs} epochs, "
+            f"{images:,} training and {len(data.test_labels):,} "
+            f"{'validation' if config.validation else 'test'} images"
+        )
+        last = {name: rows[-1] for name, rows in history.items()}
+        size = figures.sizes(params, config.hidden)
+        report = {"title": title, "config": config.to_dict(), **size, "runs": last}
+        write_json(workdir / "report.json", report)
+        figures.plot_curves(workdir / "curves.png", title, history, config.regularizer)
+        print(figures.table(title, last, size, volume))
+        return report
 
 
 def build_epochs(
