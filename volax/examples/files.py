@@ -162,8 +162,7 @@ class Checkpoints:
             for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(partial, ignore_errors=True)
             raise UserError(
-                f"{self._folder / str(len(rows))} cannot be written "
-                f"({_first_sentence(error)})"
+                f"{self._folder / str(len(rows))} cannot be written ({_cause(error)})"
             ) from error
 
     def restore(self, state: Any) -> tuple[Any, list[dict]]:
@@ -179,12 +178,15 @@ class Checkpoints:
             with _uninterrupted():
                 restored = self._manager.restore(step, args=items)
         except Exception as error:  # just that is what a damaged array raises
+            what = str(error).partition(". ")[0].partition("\n")[0]
             raise UserError(
-                f"{self._folder / str(step)} cannot be read "
-                f"({_first_sentence(error)}); delete it to resume from the one before"
+                f"{self._folder / str(step)} cannot be read ({what}); delete it to "
+                "resume from the one before"
             ) from error
         return restored["state"], restored["rows"]["rows"]
 
 
-def _first_sentence(error: Exception) -> str:
-    return str(error).partition(". ")[0].partition("\n")[0]
+def _cause(error: Exception) -> str:
+    """What the operating system said: the end of a chain of files inside files."""
+    last = str(error).partition("\n")[0].rpartition(": ")[2]
+    return last.partition(" [os_error_code")[0]

@@ -8,6 +8,7 @@ import difflib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,7 @@ def _main(argv: list[str]) -> int:
         with _stopped_at_once():
             from volax.examples.train import train_and_evaluate
 
+        _silence_other_threads()
         train_and_evaluate(flags.FLAGS.config, flags.FLAGS.workdir)
     except KeyboardInterrupt:
         _end("\nStopped; the same command resumes from the last checkpoint.", 130)
@@ -75,6 +77,20 @@ def _main(argv: list[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         _end(f"error: {where}{error.strerror or error}", 1)
     return 0
+
+
+def _silence_other_threads() -> None:
+    """Show no traceback of a thread: what stops a checkpoint is raised here as well.
+
+    The threads that were writing it find their event loop closed, once for each file.
+    """
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            show(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _end(message: str, code: int) -> NoReturn:
