@@ -349,6 +349,10 @@ RAW = {
         {"table": (2, 4), "w0": (5, 6), "w1": (8, 6), "w2": (6, 2)}, (VECTOR[:1],),
         [], ["table -> w1", "w0, w1 -> w2"],
     ),
+    "waves": (
+        others.raw_waves, {"gain": (3,), "w1": (3, 6), "w2": (6, 2)}, (VECTOR,),
+        [volax.pair("w1", "w2")], [],
+    ),
     "tied": (
         others.raw_tied, {"w": (5, 6), "b": (6,)}, (VECTOR,), [], ["w -> w"],
     ),

@@ -261,6 +261,13 @@ def raw_grid(p, x):
     return jax.nn.relu(h + x @ p["w0"]) @ p["w2"]
 
 
+def raw_waves(p, x):
+    """A table of frequencies, weighted by parameters, which is no parameter itself."""
+    angles = x[:, :1] * jnp.exp(-jnp.arange(3.0))
+    waves = jnp.stack([jnp.sin(angles[0]), jnp.cos(angles[0])]) * p["gain"]
+    return jax.nn.relu(waves @ p["w1"]) @ p["w2"]
+
+
 def raw_tied(p, x):
     """An autoencoder whose decoder is its encoder's transpose."""
     return jax.nn.relu(x @ p["w"] + p["b"]) @ p["w"].T
