@@ -161,6 +161,13 @@ def test_packed_products_of_stacks(shape, axis):
         np.testing.assert_allclose(
             np.asarray(x) @ packed, expected, rtol=1e-5, atol=1e-5
         )
+    np.testing.assert_array_equal(packed.T, weights["k"].T)
+    stack = normal(6, (*shape[:-2], 3, 7))
+    for x in (normal(4, (3,)), normal(5, (3, 7)), stack, np.asarray(stack)):
+        for product in (lambda k, x: k @ x, jax.jit(lambda k, x: k @ x)):
+            np.testing.assert_allclose(
+                product(packed, x), weights["k"] @ x, rtol=1e-5, atol=1e-5
+            )
 
 
 class OutIn(nnx.Module):

@@ -65,6 +65,26 @@ class Packed:
         """The weights as a float array."""
         return on_grid(self.codes(), self.scale, self.dtype)
 
+    @property
+    def T(self) -> jax.Array:
+        """The weights with the axes in reverse order, unpacked."""
+        return self.unpack().T
+
+    def __matmul__(self, x: Any) -> jax.Array:
+        """``packed @ x``, as Equinox has it: unpacks inside the computation.
+
+        With weights ``[..., out, in]`` and a scale that is the same along ``in``, the
+        scale is taken out of the sum.
+        """
+        x = jnp.asarray(x)
+        kind = jnp.promote_types(x.dtype, self.dtype)
+        inner = self.scale.ndim > 0 and self.scale.shape[-1] != 1
+        if self.ndim < 2 or inner:
+            return self.unpack().astype(kind) @ x
+        # [..., out, 1], or without the last axis, which a vector has not.
+        scale = self.scale[..., 0] if self.scale.ndim and x.ndim == 1 else self.scale
+        return (self.codes().astype(kind) @ x.astype(kind)) * scale.astype(kind)
+
     def __rmatmul__(self, x: Any) -> jax.Array:
         """``x @ packed``: unpacks inside the computation.
 
