@@ -42,14 +42,22 @@ def split(
 
     Args:
       tree: a module, or a tree that holds some; it is left alone.
-      chosen: which leaves count.
+      chosen: which leaves of modules count; outside of modules all do.
 
     Returns:
       The tree with ``None`` in the place of all other leaves, and a function that puts
       these back around arrays of any shapes and brings the sizes in line.
     """
-    arrays = jax.tree.map(lambda x: x if chosen(x) else None, tree)
-    rest = jax.tree.map(lambda x: None if chosen(x) else x, tree)
+
+    def part(counts: bool) -> Any:
+        def of(node: Any) -> Any:
+            if not is_module(node):
+                return node if counts else None
+            return jax.tree.map(lambda x: x if chosen(x) == counts else None, node)
+
+        return jax.tree.map(of, tree, is_leaf=is_module)
+
+    arrays, rest = part(True), part(False)
 
     def merge(new: Any) -> Any:
         whole = jax.tree.map(

@@ -11,6 +11,11 @@ def is_module(model: Any) -> bool:
     return _nnx.is_module(model) or _equinox.is_module(model)
 
 
+def called(model: Any, *inputs: Any, **keywords: Any) -> Any:
+    """A module as a function of itself and its inputs."""
+    return model(*inputs, **keywords)
+
+
 def split(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
     """The arrays of a model, and what makes a model of others.
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -218,7 +217,7 @@ _NO_MATRICES = {"bias", "scale", "offset"}
 
 def is_matrix(path: str, leaf: Any) -> bool:
     """Whether ``"matrices"`` selects a leaf: two or more axes, not called a bias."""
-    return jnp.ndim(leaf) >= 2 and path.rpartition("/")[2] not in _NO_MATRICES
+    return getattr(leaf, "ndim", 0) >= 2 and path.rpartition("/")[2] not in _NO_MATRICES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from volax import _nnx as modules
-from volax import masks
+from volax import _modules, _nnx, masks
 from volax.compress.cutting import Cuts, Cutting, cut, cut_state, cutting, replaced
 from volax.compress.kinds import OTHER, PARAMETER, STATE, kinds
 from volax.compress.planning import Plan, fitted, plan
@@ -101,7 +100,7 @@ def compact(
 
     Args:
       params: a tree of parameters, Linen variables with all collections, or an NNX
-        module.
+        or Equinox module.
       groups: from ``find_groups``, or written by hand with :func:`volax.pair`. Group
         records must be complete: a use of the units that they do not list is lost.
       state: running statistics, where they are no part of ``params``.
@@ -116,8 +115,8 @@ def compact(
       check: ``(fn, small_fn, inputs)``. ``fn(params, *inputs)`` is the model (with
         ``state``, ``fn(params, state, *inputs)``), ``small_fn`` the same for the small
         parameters: the same function, or for Linen one that builds the module from
-        the shapes it is given. ``None`` for ``small_fn`` means ``fn``. For an NNX
-        module the tuple of inputs is enough.
+        the shapes it is given. ``None`` for ``small_fn`` means ``fn``. For an NNX or
+        Equinox module the tuple of inputs is enough.
       tolerance: largest relative difference; by default 1e-5 for float32 and the like
         of it for other dtypes.
 
@@ -157,7 +156,7 @@ def compact(
     run = None if check is None else _Check.of(check, source.is_module, state)
     limit = tolerance
     before = None if run is None else run.full(params, state)
-    owners = modules.owners(params)
+    owners = _nnx.owners(params)
 
     def attempt(folding: str | None) -> tuple[Plan, Cutting, Any, Any, Any]:
         planned = plan(
@@ -240,11 +239,8 @@ class _Source:
 
     @classmethod
     def of(cls, params: Any, state: Any) -> "_Source":
-        is_module = modules.is_module(params)
-        tree, merge = modules.split(params) if is_module else (params, lambda new: new)
-        # An Equinox module holds its activation functions among the arrays.
-        named = masks.named_leaves(tree)
-        leaves = {path: leaf for path, leaf in named.items() if not callable(leaf)}
+        tree, merge = _modules.split(params)
+        leaves = masks.named_leaves(tree)
         # A model may name its statistics, or its masks, like its parameters.
         others = {_STATE + k: v for k, v in masks.named_leaves(state).items()}
         for path in leaves.keys() & others.keys():
@@ -257,12 +253,11 @@ class _Source:
 
         def rebuilt(new: dict[str, Any]) -> tuple[Any, Any]:
             small = merge(replaced(tree, new))
-            if is_module:
-                modules.resize(small, params)
             below = {k.removeprefix(_STATE): v for k, v in new.items() if k in others}
             return small, replaced(state, below)
 
         kind = {**kinds(tree), **dict.fromkeys(others, STATE)}
+        is_module = _modules.is_module(params)
         return cls({**leaves, **others}, kind, is_module, rebuilt)
 
     @property
@@ -295,12 +290,13 @@ class _Check:
         check = tuple(check) if isinstance(check, tuple | list) else (check,)
         if len(check) == 3 and callable(check[0]):
             fn, small_fn, inputs = check
+            fn = _modules.called if _modules.is_module(fn) else fn
         elif is_module and not any(callable(x) for x in check):
-            fn, small_fn, inputs = (lambda model, *xs: model(*xs)), None, check
+            fn, small_fn, inputs = _modules.called, None, check
         else:
             raise ValueError(
-                "compact: check must be (fn, small_fn, inputs), or for an NNX module "
-                f"the tuple of its inputs, got {len(check)} entries"
+                "compact: check must be (fn, small_fn, inputs), or for an NNX or "
+                f"Equinox module the tuple of its inputs, got {len(check)} entries"
             )
         inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
         return cls(fn, small_fn or fn, inputs, is_module, state is not None)
@@ -327,16 +323,14 @@ class _Check:
     def _run(self, fn: Callable[..., Any], params: Any, state: Any) -> Any:
         if self.is_module:
             # A run may write running statistics; the user's module stays as it is.
-            tree, merge = modules.split(params)
+            tree, merge = _modules.split(params)
             params = merge(jax.tree.map(lambda leaf: leaf, tree))
         return fn(params, *((state,) if self.with_state else ()), *self.inputs)
 
 
-def _optimizer(opt_state: Any, gone: Cuts, shapes: modules.Shapes) -> Any:
-    if modules.is_module(opt_state):
-        tree, merge = modules.split(opt_state)
-        return merge(cut_state(tree, gone, shapes))
-    return cut_state(opt_state, gone, shapes)
+def _optimizer(opt_state: Any, gone: Cuts, shapes: _nnx.Shapes) -> Any:
+    tree, merge = _modules.split(opt_state)
+    return merge(cut_state(tree, gone, shapes))
 
 
 def _kept(planned: Plan, after: Cutting) -> tuple[Kept, ...]:
@@ -363,7 +357,7 @@ def _manifest(
     planned: Plan,
     after: Cutting,
     kind: dict[str, str],
-    shapes: modules.Shapes,
+    shapes: _nnx.Shapes,
     gap: Difference | None,
 ) -> dict[str, Any]:
     def counts(which: str) -> list[int]:

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from volax import _nnx as modules
-from volax import masks
+from volax import _modules, _nnx, masks
 from volax.compress import tabulate
 from volax.compress.counting import ACTIVATIONS, multiply_adds
 from volax.compress.cutting import cutting
@@ -191,7 +190,8 @@ def report(
     r"""Counts what training left in the weights, by array and in total.
 
     Args:
-      params: a tree of arrays, packed ones included, Linen variables, or an NNX module.
+      params: a tree of arrays, packed ones included, Linen variables, or an NNX or
+        Equinox module.
       groups: from ``find_groups`` or :func:`volax.pair`; without them nothing is said
         about units.
       volume: the wall V of :func:`volax.volumize`: a number, an array that broadcasts
@@ -200,7 +200,7 @@ def report(
         tells. A weight is at the wall from four ulps below V on.
       mask: the leaves behind the wall, as in :func:`volax.volumize`.
       fn: the model, ``fn(params, *inputs)``, to count multiply-adds on; it is traced,
-        not run. An NNX module needs ``inputs`` alone.
+        not run. A module that holds its parameters needs ``inputs`` alone.
       inputs: a tuple of the model's other arguments, arrays or
         ``jax.ShapeDtypeStruct``.
 
@@ -224,10 +224,9 @@ def report(
       2022. Stable rank: Rudelson and Vershynin, `Sampling from large matrices
       <https://arxiv.org/abs/math/0503442>`_, 2007.
     """
-    tree, merge = params, None
-    if modules.is_module(params):
-        tree, merge = modules.split(params)
-        fn = fn or (lambda state, *xs: merge(state)(*xs))
+    tree, merge = _modules.split(params)
+    runs = _modules.is_module(params)
+    model = _modules.called if runs and fn is None else fn
     kind = kinds(tree)
     named = {masks.key_path(p): v for p, v in masks.flatten_with_path(tree, is_packed)}
     nodes = {k: v for k, v in named.items() if kind[k] != OTHER}
@@ -238,17 +237,19 @@ def report(
         shapes = _unpacked(tree)
         behind = masks.selected(mask, shapes, "report") & weights.keys()
         walls = walls_of(volume, shapes, "report", behind, finite=False)
-    traced = fn is not None and inputs is not None
-    if fn is not None and inputs is None and merge is None:
+    if fn is not None and inputs is None and not runs:
         raise ValueError("report: fn needs inputs, a tuple of its other arguments")
-    if traced:
+    traced = model is not None and inputs is not None
+    if model is not None and inputs is not None:
         given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-        counts = multiply_adds(fn, _unpacked(tree), given)  # pyright: ignore
+        counts = multiply_adds(
+            lambda tree, *xs: model(merge(tree), *xs), _unpacked(tree), given
+        )
     else:
         counts = {k: v.size for k, v in weights.items() if v.ndim > 1}
-    apart = {path for path, k in kind.items() if k == STATE and merge is None}
+    apart = {path for path, k in kind.items() if k == STATE and not runs}
     found = fitted(() if groups is None else groups, arrays, "report", apart)
-    units, left = _units(found, arrays, modules.owners(params))
+    units, left = _units(found, arrays, _nnx.owners(params))
     rows, made = [], {}
     for group, row in zip(found, units):
         for member in group.producers:

@@ -22,8 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from volax import _nnx as modules
-from volax import masks
+from volax import _modules, masks
 from volax.compress.compact import Compacted
 from volax.compress.packing import Packed, is_packed
 from volax.pairs._sharding import put_like
@@ -67,8 +66,9 @@ def save(
     Args:
       path: the file, by convention ``.safetensors``; it is replaced in one step, once
         the new one is on the disk.
-      params: a tree of arrays, packed ones included, an NNX module, or what
-        :func:`volax.compact` returned (its parameters and its manifest).
+      params: a tree of arrays, packed ones included, an NNX or Equinox module (its
+        arrays), or what :func:`volax.compact` returned (its parameters and its
+        manifest).
       manifest: further plain JSON values to keep beside the arrays.
 
     Returns:
@@ -92,7 +92,7 @@ def save(
         extra = {} if params.state is None else {"state": params.state}
         own = {"compact": params.manifest, **own}
         params = {"params": params.params, **extra} if extra else params.params
-    tree = modules.split(params)[0] if modules.is_module(params) else params
+    tree, _ = _modules.split(params)
     arrays, places = {}, {}
     for key_path, node in masks.flatten_with_path(tree, is_packed):
         name = jax.tree_util.keystr(key_path, simple=True, separator="/")
@@ -117,11 +117,12 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
 
     Args:
       path: the file.
-      into: a tree, or an NNX module, of the same key paths, whose arrays are replaced,
-        whatever their shape; a module becomes a new one with its size attributes set
-        and packed weights unpacked. On a mesh every array is put where the one that
-        it replaces lay; an axis whose new size the mesh does not divide is whole on
-        every device. ``None``: nested dictionaries and lists.
+      into: a tree, or an NNX or Equinox module, of the same key paths, whose arrays
+        are replaced, whatever their shape. A module becomes a new one with its size
+        attributes in line, all that is no array as it was, and packed weights unpacked
+        where it had none. On a mesh every array is put where the one that it replaces
+        lay; an axis whose new size the mesh does not divide is whole on every device.
+        ``None``: nested dictionaries and lists.
 
     Returns:
       The arrays and the manifest.
@@ -139,7 +140,7 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
       >>> load(path, into={"w": jnp.zeros(5)}).params["w"].shape
       (2,)
     """
-    tree, merge = modules.split(into) if modules.is_module(into) else (into, None)
+    tree, merge = _modules.split(into)
     likes = dict(zip(_below_params(_places(tree)), jax.tree.leaves(tree, is_packed)))
     arrays, about = _read(Path(path))
     leaves: dict[str, Any] = {}
@@ -159,12 +160,8 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
     if into is None:
         return Loaded(_nested(leaves, keys), manifest)
     have = {steps[name]: leaf for name, leaf in leaves.items()}
-    filled = _filled(str(path), tree, have, merge is not None)
-    if merge is None:
-        return Loaded(filled, manifest)
-    module = merge(filled)
-    modules.resize(module, into)
-    return Loaded(module, manifest)
+    filled = _filled(str(path), tree, have, _modules.is_module(into))
+    return Loaded(merge(filled), manifest)
 
 
 def _is_key(x: Any) -> bool:
@@ -252,8 +249,11 @@ def _nested(leaves: dict[str, Any], keys: dict[str, list[tuple[str, Any]]]) -> A
     return listed(root, ())
 
 
-def _filled(file: str, tree: Any, have: dict[Steps, Any], unpacked: bool) -> Any:
-    """A tree with the arrays of a file, which stand there by the same key paths."""
+def _filled(file: str, tree: Any, have: dict[Steps, Any], runs: bool) -> Any:
+    """A tree with the arrays of a file, which stand there by the same key paths.
+
+    A tree that runs, as a module does, gets packed weights only where it had some.
+    """
     places = _places(tree)
     if set(places) != have.keys():
         # Saved as Linen variables and loaded as their parameters, or the other way.
@@ -272,7 +272,9 @@ def _filled(file: str, tree: Any, have: dict[Steps, Any], unpacked: bool) -> Any
     new = [have[steps] for steps in places]
     old, structure = jax.tree.flatten(tree, is_leaf=is_packed)
     return structure.unflatten(
-        put_like(leaf.unpack(), like) if unpacked and is_packed(leaf) else leaf
+        put_like(leaf.unpack(), like)
+        if runs and is_packed(leaf) and not is_packed(like)
+        else leaf
         for leaf, like in zip(new, old)
     )
 
