@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from volax import masks
+from volax._dtypes import promoted
 from volax.compress.quantize import check_finite, floating, on_grid
 from volax.pairs._sharding import put_like
 
@@ -93,8 +94,8 @@ class Packed:
         x = jnp.asarray(x)
         inner = self.scale.ndim > 1 and self.scale.shape[-2] != 1
         if self.ndim < 2 or x.ndim < 2 or inner:
-            return x @ self.unpack().astype(jnp.promote_types(x.dtype, self.dtype))
-        kind = jnp.promote_types(x.dtype, self.dtype)
+            return x @ self.unpack().astype(promoted(x.dtype, self.dtype))
+        kind = promoted(x.dtype, self.dtype)
         scale = self.scale.reshape(self.scale.shape[:-2] + self.scale.shape[-1:])
         if len(self.shape) > 2 and scale.ndim:
             scale = scale[..., None, :]

@@ -73,7 +73,7 @@ def _arrays(outputs: Any) -> dict[str, np.ndarray]:
     found = {}
     for path, x in jax.tree_util.tree_flatten_with_path(outputs)[0]:
         if not _is_key(x):
-            kind = jnp.promote_types(jnp.result_type(x), jnp.float32)
+            kind = jnp.result_type(x)
             wide = np.complex128 if jnp.issubdtype(kind, jnp.complexfloating) else float
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             found[name] = np.asarray(x).astype(wide)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from volax import masks
+from volax._dtypes import wide
 
 
 def binarize(
@@ -122,10 +123,10 @@ def ternarize(
         if isinstance(threshold, str):
             delta = 0.7 * _mean(size, jnp.ones(w.shape, bool), axes)
         elif wall is None:
-            delta = threshold * jnp.max(_wide(size), axes, keepdims=True, initial=0)
+            delta = threshold * jnp.max(wide(size), axes, keepdims=True, initial=0)
         else:
             delta = threshold * wall
-        kept = _wide(size) > delta
+        kept = wide(size) > delta
         scale = _mean(size, kept, axes) if wall is None else wall
         return on_grid(jnp.where(kept, jnp.sign(w), 0), scale, w.dtype)
 
@@ -168,7 +169,7 @@ def _quantized(
                 f"{name}: {where!r} of shape {np.shape(w)} has no axis {channel_axis}"
             )
         w, wall = jnp.asarray(w), walls.get(where)
-        return rule(w, None if wall is None else jnp.asarray(wall, _wide(w).dtype))
+        return rule(w, None if wall is None else jnp.asarray(wall, wide(w).dtype))
 
     return masks.map_with_path(leaf, params)
 
@@ -251,11 +252,8 @@ def _other_axes(w: jax.Array, channel_axis: int | None) -> tuple[int, ...]:
     return tuple(i for i in range(w.ndim) if i != kept)
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _mean(x: jax.Array, where: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The mean of the chosen entries; 0 where none is chosen."""
-    total = jnp.sum(_wide(x), axes, keepdims=True, where=where)
-    return total / jnp.maximum(jnp.sum(where, axes, keepdims=True), 1)
+    total = jnp.sum(wide(x), axes, keepdims=True, where=where)
+    count = jnp.sum(where, axes, keepdims=True)
+    return total / jnp.maximum(count, 1).astype(total.dtype)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from volax._dtypes import wide
 from volax.pairs._sharding import spread, whole
 from volax.pairs.records import Member
 
@@ -19,7 +20,7 @@ from volax.pairs.records import Member
 def squared_norms(member: Member, sizes: tuple[int, ...], x: jax.Array) -> jax.Array:
     """The sum of squares of each unit's weights, shape ``sizes``, float32 or wider."""
     # Squares of 16-bit numbers overflow.
-    x = jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+    x = wide(jnp.asarray(x))
     where, plain = unit_indices(member, sizes, x.shape)
     carrying = {a.axis for a in member.axes}
     rest = tuple(i for i in range(x.ndim) if i not in carrying)

@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 from volax import masks
+from volax._dtypes import promoted
 
 
 class Weights(NamedTuple):
@@ -82,7 +83,7 @@ def tentative_weights(
                         f"{name}: leaf {path!r} has dtype {array.dtype}, expected a "
                         "real floating dtype; exclude it with a mask"
                     )
-            dtype = jnp.promote_types(p.dtype, u.dtype)
+            dtype = promoted(p.dtype, u.dtype)
             after = _rounded(p.astype(dtype) + u.astype(dtype), dtype)
             weights[path] = Weights(p, after)
     return weights
@@ -137,12 +138,7 @@ def _delta(
     signs = bits ^ jax.lax.bitcast_convert_type(landed.astype(d.dtype), integer)
     outward = (signs >> (8 * d.dtype.itemsize - 1)) | 1
     nudged = jax.lax.bitcast_convert_type(bits - outward, d.dtype)
-    return jnp.where(jnp.abs(landed) > limit, nudged, d)
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """The array in float32 or wider, where rules do their arithmetic."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.where(jnp.abs(landed) > limit.astype(d.dtype), nudged, d)
 
 
 _INTEGERS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
@@ -163,7 +159,7 @@ def floor_magnitude(limit: Any, dtype: Any) -> jax.Array:
         nearest = np.asarray(exact, jnp.dtype(dtype))
         below = np.nextafter(nearest, np.zeros_like(nearest))
         return jnp.asarray(np.where(nearest.astype(np.float64) > exact, below, nearest))
-    wide = jnp.promote_types(limit.dtype, dtype)
+    wide = promoted(limit.dtype, dtype)
     nearest = jnp.asarray(limit, dtype)
     bits = jax.lax.bitcast_convert_type(nearest, _INTEGERS[nearest.dtype.itemsize])
     below = jax.lax.bitcast_convert_type(bits - 1, nearest.dtype)

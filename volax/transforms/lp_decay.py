@@ -12,6 +12,7 @@ import optax
 from jax.core import Tracer
 
 from volax import masks, prox
+from volax._dtypes import wide
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 
@@ -118,7 +119,7 @@ def lp_decay(
         shrink = _STATIC if isinstance(now["p"], int | float) else _TRACED
         targets = {}
         for path, leaf in weights.items():
-            w = _post_step.wide(leaf.after)
+            w = wide(leaf.after)
             t = shrink(
                 w,
                 leaf.before.astype(w.dtype) if reference == "before" else w,

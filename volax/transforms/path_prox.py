@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from volax import masks, prox
+from volax._dtypes import wide
 from volax.pairs import layout, records
 from volax.pairs._sharding import alike, pinned
 from volax.pairs.path_norm import path_norms, side_norms
@@ -126,7 +127,7 @@ def path_prox(
         weights = _post_step.tentative_weights(
             "path_prox", updates, params, masks.Only(frozenset(paths))
         )
-        now = {path: _post_step.wide(leaf.after) for path, leaf in weights.items()}
+        now = {path: wide(leaf.after) for path, leaf in weights.items()}
         count = state.count if is_scheduled else None
         rates = [_hyperparams.at(value, count) for value in numbers.values()]
         balances = _balances(now, groups) if balance else [_UNBALANCED] * len(groups)

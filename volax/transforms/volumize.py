@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from volax import masks, prox
+from volax._dtypes import wide
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 
@@ -176,7 +177,7 @@ def _largest(leaf: Any) -> Any:
     """``max|w_0|`` of one leaf, or its shape where only the leaf's shape is known."""
 
     def largest(x: jax.Array) -> jax.Array:
-        return _post_step.wide(jnp.max(jnp.abs(x), initial=0))
+        return wide(jnp.max(jnp.abs(x), initial=0))
 
     if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact):
         return jnp.zeros([])  # to be masked out
@@ -207,7 +208,7 @@ def _target(
             f"{path!r} of shape {p.shape}"
         )
     limit = _post_step.floor_magnitude(volume, p.dtype)
-    value = prox.wall(_post_step.wide(w), limit, alpha)
+    value = prox.wall(wide(w), limit, alpha)
     if isinstance(alpha, (int, float)):
         return _post_step.Target(value, limit if alpha <= 0 else None)
     return _post_step.Target(value, jnp.where(alpha <= 0, limit, jnp.inf))
