@@ -59,6 +59,9 @@ def resize(module: Any, before: Any) -> None:
                 if shapes[0] != shapes[1] and len(shapes[0]) == len(shapes[1]):
                     old |= rule(inner, tuple(shapes[0]))
                     new |= rule(inner, tuple(shapes[1]))
+        kernels = _projections(whole), _projections(inner)
+        if kernels[0] != kernels[1]:
+            old, new = old | _attention(kernels[0]), new | _attention(kernels[1])
         held = {k: v for k, v in old.items() if getattr(inner, k, None) == v}
         known = any(c.__module__.startswith("flax.nnx.nn.") for c in type(inner).mro())
         for attribute, value in held.items():
@@ -136,6 +139,29 @@ def _hidden(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def _input(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"in_features": shape[-2]}
+
+
+def _projections(module: Any) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the query, key and output kernels of an attention, else nothing.
+
+    They are ``[in, heads, size]`` twice and ``[heads, size, out]``.
+    """
+    from flax import nnx
+
+    if not isinstance(getattr(module, "head_dim", None), int):
+        return ()
+    inner = (getattr(module, name, None) for name in ("query", "key", "out"))
+    kernels = [getattr(layer, "kernel", None) for layer in inner]
+    found = [tuple(k.get_value().shape) for k in kernels if isinstance(k, nnx.Variable)]
+    return tuple(found) if [len(s) for s in found] == [3, 3, 3] else ()
+
+
+def _attention(kernels: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
+    (ins, heads, size), (kv_ins, kv_heads, _), (*_, outs) = kernels
+    return {
+        "in_features": ins, "in_kv_features": kv_ins, "out_features": outs,
+        "num_heads": heads, "num_kv_heads": kv_heads, "qkv_features": heads * size,
+    }  # fmt: skip
 
 
 _RULES = {

@@ -98,6 +98,12 @@ SMALL_ATTENTION = [
           f"attention{k}/value/bias")
     for k in BLOCKS
 ]  # fmt: skip
+# A head as a whole: queries and keys carry it too.
+WHOLE = [
+    ", ".join(f"attention{k}/{name}/kernel" for name in ("key", "query", "value"))
+    + f" -> attention{k}/out/kernel"
+    for k in BLOCKS
+]
 NNX_ATTENTION = [
     heads(f"blocks/{k}/attention/value/kernel", f"blocks/{k}/attention/out/kernel",
           f"blocks/{k}/attention/value/bias")
@@ -200,15 +206,15 @@ LINEN = {
     ),
     "gpt_relu": (
         linen.Transformer(), TOKENS,
-        ATTENTION + [layer(f"up{k}", f"down{k}") for k in BLOCKS], [],
+        ATTENTION + [layer(f"up{k}", f"down{k}") for k in BLOCKS], WHOLE,
     ),
     "gpt_gelu": (
         linen.Transformer(act=nn.gelu), TOKENS, ATTENTION,
-        [f"up{k}/kernel -> down{k}/kernel" for k in BLOCKS],
+        WHOLE + [f"up{k}/kernel -> down{k}/kernel" for k in BLOCKS],
     ),
     "vit": (
         linen.ViT(), IMAGE, SMALL_ATTENTION,
-        [f"up{k}/kernel -> down{k}/kernel" for k in BLOCKS],
+        WHOLE + [f"up{k}/kernel -> down{k}/kernel" for k in BLOCKS],
     ),
     "mixer": (
         linen.Mixer(), IMAGE,
@@ -290,7 +296,7 @@ RAW = {
     "einsum": (
         others.raw_einsum,
         {"v": (8, 2, 4), "q": (8, 2, 4), "k": (8, 2, 4), "o": (2, 4, 8)},
-        (SEQUENCE,), [heads("v", "o")], [],
+        (SEQUENCE,), [heads("v", "o")], ["k, q, v -> o"],
     ),
     "fused": (
         others.raw_fused, {"qkv": (8, 24), "b": (24,), "o": (8, 8)}, (SEQUENCE,),

@@ -133,11 +133,8 @@ def _came_from(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> np.ndarray:
     """The old number of each unit of a group that lost some, int ``[units]``."""
-    every = set(range(len(before.sizes)))
     old = next(
-        m
-        for m in before.carriers
-        if m.path in steps and every <= {u for a in m.axes for u in a.units}
+        m for m in before.carriers if m.path in steps and units.carries_all(m, before)
     )
     shape, own = shapes[old.path], _carrying(old)
     wide = sorted({*own, *(a for s in steps[old.path] for a in s.axes)})

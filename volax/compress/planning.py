@@ -175,14 +175,22 @@ def plan(
     ]
     gone = [np.zeros(g.sizes, bool) for g in groups]
     unread = [np.zeros(g.sizes, bool) for g in groups]
+    idle = [np.zeros(g.sizes, bool) for g in groups]
     reasons: dict[int, str] = {}
     changed = True
     while changed:
         changed = False
         for k, group in enumerate(groups):
-            if unsafe[k] is not None:
-                continue
             judged = units.judge(group, work)
+            if unsafe[k] is not None:
+                # The units stay, but what they alone read or feed may go.
+                new = judged.dead(group) & ~idle[k] & ~forced[k]
+                for member in group.carriers if new.any() else ():
+                    if units.carries_all(member, group):
+                        work[member.path] = _zeroed(work[member.path], member, new)
+                idle[k] |= new
+                changed |= bool(new.any())
+                continue
             new = judged.dead(group) & ~gone[k] & ~forced[k]
             constant = judged.constant & ~new & ~gone[k] & ~forced[k]
             if constant.any():
@@ -252,11 +260,14 @@ def _unchanged(
 
 def _why_rounded(gone: np.ndarray, round_to: int) -> str:
     counts = (~gone).sum(axis=-1)
+    why = []
     if counts.max() == 0:
-        return "at least one unit stays"
+        why.append("at least one unit stays")
     if counts.min() != counts.max():
-        return "all layers keep the same count"
-    return f"the count is a multiple of {round_to}"
+        why.append("all layers keep the same count")
+    if max(counts.max(), 1) % round_to:
+        why.append(f"the count is a multiple of {round_to}")
+    return " and ".join(why)
 
 
 def _forced(keep: Any, group: Group, leaves: Mapping[str, Any]) -> np.ndarray:

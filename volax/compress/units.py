@@ -130,21 +130,26 @@ def uncuttable(
     Returns:
       The reason, or ``None``.
     """
-    for member in group.producers:
-        if member.path in owners:
-            return f"{owners[member.path]} needs heads of equal size"
     last = len(group.sizes) - 1
     for member in group.carriers:
-        carried = {u for a in member.axes for u in a.units if u is not None}
         if len([a for a in member.axes if last in a.units]) != 1:
             return f"{member.path!r} carries the units along several axes"
-        if len(carried) < len(group.sizes):
+        if not carries_all(member, group):
             return f"{member.path!r} is shared by several of its layers"
         for axis in member.axes:
             filled = math.prod(axis.sizes) == shapes[member.path][axis.axis]
             if last not in axis.units and not filled:
                 return f"{member.path!r} holds more layers than the units have"
+        size = len(shapes[member.path]) - 1  # a projection is [..., heads, size]
+        if member.path in owners and cut_axis(member, group.sizes).axis == size:
+            return f"{owners[member.path]} needs heads of equal size"
     return None
+
+
+def carries_all(member: Member, group: Group) -> bool:
+    """Whether a member has entries of its own for every unit."""
+    carried = {u for a in member.axes for u in a.units if u is not None}
+    return len(carried) == len(group.sizes)
 
 
 def cut_axis(member: Member, sizes: tuple[int, ...]) -> Axis:

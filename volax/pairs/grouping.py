@@ -107,17 +107,19 @@ class Grouping:
                 unit.solution = self._solved(unit)
                 unit.joined = self._joined(unit)
                 unit.refused = self._spread(unit) or self._fixed_arrays(unit)
+        self._give_way(units)
+        wholes = {u.leaf: u.joined | {u.leaf} for u in units if u.refused is None}
         found, refused, seen = [], [], set()
-        inner = frozenset().union(*(u.joined for u in units if u.refused is None))
+        inner = frozenset().union(*wholes.values())
         order = {path: k for k, path in enumerate(self.given.params)}
         units.sort(key=lambda u: min((order[p.path] for p in _makers(u)), default=0))
         for unit in units:
             whole = unit.joined | {unit.leaf}
             if unit.refused is not None:
                 refused += [] if unit.leaf in inner else self._listed(unit)
-            elif (unit.joined or unit.leaf not in inner) and whole not in seen:
+            elif whole not in seen:
                 seen.add(whole)
-                found.append(self._record(unit))
+                found.append(self._record(unit, wholes))
         return Groups(tuple(found), tuple(dict.fromkeys(refused)) + self._unused())
 
     def _refusal(self, unit: Unit) -> Poison | None:
@@ -210,11 +212,11 @@ class Grouping:
                 return False
         return True
 
-    def _record(self, unit: Unit) -> Group:
+    def _record(self, unit: Unit, wholes: dict[Term, frozenset[Term]]) -> Group:
         """The group of a unit, a pair if the solution says so."""
         degrees = unit.solution.degrees
         first = unit.having("producer")[0]
-        units = self._order(unit, first)
+        units = self._order(unit, first, wholes)
         self.last.append(units[-1])
         sizes = tuple(leaf.size for leaf in units)
         made: dict[str, list[Member]] = defaultdict(list)
@@ -252,14 +254,38 @@ class Grouping:
             **{"producers": (), "consumers": (), **pairs},
         )
 
-    def _order(self, unit: Unit, first: Place) -> tuple[Term, ...]:
-        """The unit's leaves in the order in which the first producer has them."""
+    def _give_way(self, units: Sequence[Unit]) -> None:
+        """Lets a unit be rescaled in one pair only, the one with the most indices.
+
+        The channels of a head, numbered by head and channel, can be rescaled one by
+        one; then the head as a whole is a group, to be cut.
+        """
+        finer = [u for u in units if u.refused is None and u.solution.degrees]
+        inner = frozenset().union(*(u.joined for u in finer))
+        for unit in units:
+            if unit.refused is None and unit.leaf in inner and unit.solution.degrees:
+                whole = unit.joined | {unit.leaf}
+                if all(whole != u.joined | {u.leaf} for u in finer if u is not unit):
+                    unit.solution = Solution(
+                        None, "its channels are pairs of their own"
+                    )
+                    unit.refused = self._fixed_arrays(unit)
+
+    def _order(
+        self, unit: Unit, first: Place, wholes: dict[Term, frozenset[Term]]
+    ) -> tuple[Term, ...]:
+        """The unit's leaves in the order in which the first producer has them.
+
+        The last one is cut, so it must be carried by the members alone. A head is also
+        carried by queries and keys, which no channel of the values is.
+        """
+        whole = unit.joined | {unit.leaf}
         seen = []
         for _, _, piece in self.degrees.occurrences(first.value):
-            for leaf in piece.leaves:
-                if leaf in unit.joined or leaf is unit.leaf:
-                    seen.append(leaf)
-        return tuple(dict.fromkeys(seen))
+            seen += [leaf for leaf in piece.leaves if leaf in whole]
+        order = list(dict.fromkeys(seen))
+        last = [leaf for leaf in order if wholes.get(leaf) == whole][-1]
+        return (*(leaf for leaf in order if leaf is not last), last)
 
     def _states(self, unit: Unit, units: tuple[Term, ...]) -> list[Member]:
         found = []
