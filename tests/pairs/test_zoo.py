@@ -300,7 +300,7 @@ RAW = {
     ),
     "fused": (
         others.raw_fused, {"qkv": (8, 24), "b": (24,), "o": (8, 8)}, (SEQUENCE,),
-        [FUSED], [],
+        [FUSED], ["qkv -> o"],
     ),
     "fused_heads": (
         others.raw_fused_heads, {"qkv": (8, 36), "b": (36,), "o": (12, 8)},

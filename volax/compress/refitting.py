@@ -119,45 +119,72 @@ def _member(
     """
     found: list[list[Axis]] = []
     for axis in member.axes:
-        stay = _staying(axis, gone.get(axis.axis))
-        if stay is None:
-            raise Overlap(
-                f"{member.path!r} has units of two groups that overlap and cannot be "
-                f"cut apart: {cut.name} and {group.name}"
-            )
-        rank, keeps = stay
-        for unit, keep in zip(axis.units, keeps):
-            if unit is not None and sizes.setdefault(unit, len(keep)) != len(keep):
-                raise Overlap(
-                    f"{member.path!r} shares units with {cut.name}, but not all of "
-                    f"{group.name} does, so the two overlap and cannot be cut apart"
-                )
-        if gone.get(axis.axis) is None:
+        dropped = gone.get(axis.axis)
+        if dropped is None:
             found.append([axis])
         else:
-            found.append(_fitted(axis, rank[axis.indices()[np.ix_(*keeps)]]))
+            parts = _parts(axis, dropped)
+            if not parts:
+                raise Overlap(
+                    f"{member.path!r} has units of two groups that overlap and cannot "
+                    f"be cut apart: {cut.name} and {group.name}"
+                )
+            rank = np.cumsum(~dropped) - 1
+            fitted = [_fitted(part, rank[places]) for part, places in parts]
+            found.append([new for several in fitted for new in several])
+        for new in found[-1]:
+            for unit, count in zip(new.units, new.sizes):
+                if unit is not None and sizes.setdefault(unit, count) != count:
+                    raise Overlap(
+                        f"{member.path!r} shares units with {cut.name}, but not all "
+                        f"of {group.name} does, so the two overlap and cannot be cut "
+                        "apart"
+                    )
     for axes in itertools.product(*found):
         yield dataclasses.replace(member, axes=axes)
 
 
-def _staying(
-    axis: Axis, gone: np.ndarray | None
-) -> tuple[np.ndarray, list[np.ndarray]] | None:
-    """New numbers of the entries, and which numbers of each factor stay.
+def _parts(axis: Axis, gone: np.ndarray) -> list[tuple[Axis, np.ndarray]]:
+    """What stays of an axis, as axes of their own with the indices of their entries.
 
-    ``None`` where what stays is no product over the factors.
+    One, where the entries that stay are a product over the factors. Else those of each
+    index of a factor that no unit is; nothing, where there is no such factor.
     """
-    if gone is None:
-        return np.zeros(0, int), [np.arange(n) for n in axis.sizes]
-    alive = ~gone[axis.indices()]
+    places = axis.indices()
+    alive = ~gone[places]
     factors = range(alive.ndim)
     keeps = [
         np.flatnonzero(alive.any(axis=tuple(j for j in factors if j != k)))
         for k in factors
     ]
-    if not all(map(len, keeps)) or not alive[np.ix_(*keeps)].all():
-        return None
-    return np.cumsum(~gone) - 1, keeps
+    if alive[np.ix_(*keeps)].all():
+        return [(axis, places[np.ix_(*keeps)])] if alive.any() else []
+    free = _free(axis)
+    if free is None:
+        return []
+    split = [
+        _parts(one, gone) for one in _split(axis, free) if (~gone[one.indices()]).any()
+    ]
+    return [part for parts in split for part in parts] if all(split) else []
+
+
+def _free(axis: Axis) -> int | None:
+    """The first factor that no unit is, and that has several indices."""
+    factors = enumerate(zip(axis.sizes, axis.units))
+    return next((k for k, (n, u) in factors if u is None and n > 1), None)
+
+
+def _split(axis: Axis, factor: int) -> list[Axis]:
+    """An axis for each index of a factor."""
+    rest = [
+        tuple(x for k, x in enumerate(of) if k != factor)
+        for of in (axis.sizes, axis.strides, axis.units)
+    ]
+    step = axis.strides[factor]
+    return [
+        Axis(axis.axis, axis.offset + step * k, *rest)
+        for k in range(axis.sizes[factor])
+    ]
 
 
 def _fitted(axis: Axis, places: np.ndarray) -> list[Axis]:
@@ -171,10 +198,10 @@ def _fitted(axis: Axis, places: np.ndarray) -> list[Axis]:
     whole = Axis(axis.axis, first, places.shape, strides, axis.units)
     if (whole.indices() == places).all():
         return [whole]
-    free = next(
-        k for k, u in enumerate(axis.units) if u is None and places.shape[k] > 1
-    )
-    rest = dataclasses.replace(
-        axis, units=tuple(u for k, u in enumerate(axis.units) if k != free)
-    )
-    return [part for row in np.moveaxis(places, free, 0) for part in _fitted(rest, row)]
+    free = _free(whole)
+    assert free is not None, "units of one group are evenly spaced"
+    return [
+        new
+        for one, row in zip(_split(whole, free), np.moveaxis(places, free, 0))
+        for new in _fitted(one, row)
+    ]
