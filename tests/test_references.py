@@ -284,3 +284,11 @@ def test_path_norm_is_the_product_of_both_norms():
     a = np.linalg.norm(x["a"], axis=0)
     v = np.linalg.norm(np.concatenate([x["v"], x["u"]], 1), axis=1)
     np.testing.assert_allclose(norms, a * v, rtol=1e-5)
+
+
+def test_path_norm_has_finite_gradients_at_dead_units():
+    params = {"a": jnp.array([[3.0, 1.0], [4.0, 0.0]]), "v": jnp.array([[2.0], [0.0]])}
+    pair = volax.pair("a", "v")
+    slopes = jax.grad(lambda p: jnp.sum(volax.path_norm(p, pair)[0]))(params)
+    np.testing.assert_allclose(slopes["a"], [[1.2, 0.0], [1.6, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(slopes["v"], [[5.0], [0.0]], rtol=1e-6)

@@ -18,7 +18,10 @@ def side_norms(
 ) -> jax.Array:
     """The joint Euclidean norm of each unit over several members, shape ``sizes``."""
     squares = [layout.squared_norms(m, sizes, leaves[m.path]) for m in members]
-    norms = jnp.sqrt(functools.reduce(jnp.add, alike(*squares)))
+    total = functools.reduce(jnp.add, alike(*squares))
+    # The root has no derivative at 0; of a dead unit's norm 0 is one.
+    is_zero = total == 0
+    norms = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, total)))
     return norms if len(squares) == 1 else pinned(norms)
 
 
