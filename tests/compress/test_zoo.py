@@ -119,6 +119,18 @@ def test_nnx_recurrent_cells_run_as_they_are(cell):
     assert small.params.rnn.cell.dense_h.kernel.shape[0] == 3
 
 
+def test_the_convolution_before_a_depthwise_multiplier_is_cut():
+    model = others.NnxMultiplier(nnx.Rngs(0))
+    (group,) = (g for g in find_groups(model, IMAGE) if "conv/kernel" in g.name)
+    graph, state = nnx.split(model)
+    state, expected = killed(state, [group])
+    small = compact(nnx.merge(graph, state), group, check=(IMAGE,))
+    agree(small, expected)
+    assert small.params.conv.kernel.shape == (3, 3, 3, 2)
+    assert small.params.depth.kernel.shape == (3, 3, 1, 4)
+    assert small.params.depth.feature_group_count == 2
+
+
 def test_an_equinox_module_runs_as_it_is():
     model, x = others.EqxConv(KEY), drawn(3, 16, 16)
     groups = find_groups(model, x)

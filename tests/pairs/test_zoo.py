@@ -394,6 +394,18 @@ RAW = {
             "squeeze0 -> excite0", "squeeze1 -> excite1",
         ],
     ),
+    "multiplier": (
+        others.raw_multiplier,
+        {"k": (3, 3, 3, 4), "b": (4,), "depth": (3, 3, 1, 8), "c": (8,), "w": (8, 2)},
+        (IMAGE,),
+        [volax.pairs.Group(
+            (4, 2),
+            (Member("depth", "producer", 1, (Axis(3, 0, (4, 2), (2, 1), (0, 1)),)),),
+            (Member("w", "consumer", -1, (Axis(0, 0, (4, 2), (2, 1), (0, 1)),)),),
+            (Member("c", "bias", 1, (Axis(0, 0, (4, 2), (2, 1), (0, 1)),)),),
+        )],
+        ["k -> w"],
+    ),
     "lora": (
         others.raw_lora, {"w1": (5, 6), "a": (5, 2), "b": (2, 6), "w2": (6, 2)},
         (VECTOR,), [volax.pair("a", "b")], ["b, w1 -> w2"],

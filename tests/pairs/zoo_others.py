@@ -27,6 +27,19 @@ class NnxConv(nnx.Module):
         return self.head(nnx.leaky_relu(self.hidden(x)))
 
 
+class NnxMultiplier(nnx.Module):
+    """A depthwise convolution that makes two channels of each one it reads."""
+
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.depth = nnx.Conv(4, 8, (3, 3), feature_group_count=4, rngs=rngs)
+        self.head = nnx.Linear(8, 2, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.depth(nnx.relu(self.conv(x))))
+        return self.head(x.max((1, 2)))
+
+
 class NnxBlock(nnx.Module):
     def __init__(self, width, rngs):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
@@ -325,6 +338,18 @@ def raw_projected(p, x):
         h = h * jax.nn.sigmoid(squeezed @ p[f"excite{k}"])[:, None, None]
         x = x + conv(h, p[f"project{k}"])
     return x.mean((1, 2)) @ p["head"]
+
+
+def raw_multiplier(p, x):
+    """A depthwise convolution that makes several channels of each one it reads."""
+    spec = ("NHWC", "HWIO", "NHWC")
+    h = lax.conv_general_dilated(x, p["k"], (1, 1), SAME, dimension_numbers=spec)
+    h = jax.nn.relu(h + p["b"])
+    h = lax.conv_general_dilated(
+        h, p["depth"], (1, 1), SAME, dimension_numbers=spec,
+        feature_group_count=h.shape[-1],
+    )  # fmt: skip
+    return jax.nn.relu(h + p["c"]).max((1, 2)) @ p["w"]
 
 
 def raw_lora(p, x):
