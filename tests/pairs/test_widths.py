@@ -368,11 +368,14 @@ class Linen(nn.Module):
         h = nn.Dense(self.width)(x[..., None, :, None].sum(-1))
         h = nn.Conv(self.width, (1,), feature_group_count=self.width)(h)[..., 0, :]
         y = nn.Dense(3)(nn.gelu(h))
-        by = {"field": self.width, "shape": 8 / h.shape[-1], "none": 255}
+        by = {
+            "field": self.width, "rank": 24 / self.width, "log": np.log(self.width),
+            "shape": 8 / h.shape[-1], "none": 255,
+        }  # fmt: skip
         return y / by[self.how]
 
 
-@pytest.mark.parametrize("how", ["field", "shape", "none"])
+@pytest.mark.parametrize("how", ["field", "rank", "log", "shape", "none"])
 def test_linen(how):
     model = Linen(N, how)
     variables = model.init(KEY, X)
@@ -383,6 +386,42 @@ def test_linen(how):
     assert width == N - 4 * (how == "none")
     np.testing.assert_allclose(
         Linen(width, how).apply(small.params, X), model.apply(variables, X), atol=1e-6
+    )
+
+
+def test_a_compiled_function_is_traced_anew():
+    model = Linen(N, "rank")
+    variables = model.init(KEY, X)
+    fn = jax.jit(model.apply)
+    for _ in range(2):
+        assert volax.find_groups(fn, variables, X)[0].constants
+    with pytest.raises(Exception, match="shape"):
+        fn(jax.tree.map(lambda x: x[..., :-1], variables), X)
+
+
+class Reshaping(nn.Module):
+    """A size of its own in a reshape, which a field holds."""
+
+    widths: tuple[int, ...] = (N, 3)
+
+    def setup(self):
+        self.layers = [nn.Dense(width) for width in self.widths]
+
+    def __call__(self, x):
+        h = nn.relu(self.layers[0](x)).reshape(-1, self.widths[0])
+        return self.layers[1](h)
+
+
+def test_the_fields_of_a_linen_module_may_follow():
+    variables = Reshaping().init(KEY, X)
+    kernel = variables["params"]["layers_1"]["kernel"].at[DEAD].set(0)
+    variables["params"]["layers_1"]["kernel"] = kernel
+    groups = volax.find_groups(Reshaping(), variables, X)
+    small = volax.compact(variables, groups)
+    np.testing.assert_allclose(
+        Reshaping((12, 3)).apply(small.params, X),
+        Reshaping().apply(variables, X),
+        atol=1e-6,
     )
 
 

@@ -86,6 +86,8 @@ def traceable(
             f"{what}: expected fn(params, *inputs), an nnx, Linen or Equinox module, "
             f"got {type(fn).__name__} with {len(args)} further arguments"
         )
+    while isinstance(fn, jax.stages.Wrapped) and hasattr(fn, "__wrapped__"):
+        fn = fn.__wrapped__  # jit keeps traces, which a second trace must not get
     fn = functools.partial(fn, **keywords) if keywords else fn
     params, *inputs = args
     states = _places(state_args, len(inputs), f"{what}: state_args")
@@ -197,11 +199,15 @@ def _from_collections(given: Traceable) -> Traceable:
 
 
 @contextlib.contextmanager
-def sizes_from_arrays() -> Iterator[list[str]]:
+def sizes_from_arrays(fields: Mapping[int, int]) -> Iterator[list[str]]:
     """Lets Linen and Haiku layers run on arrays of other sizes than they declare.
 
     Only calls in this thread and under this context are changed, by the interceptors
     that both libraries offer.
+
+    Args:
+      fields: numbers that the fields of the user's own layers hold, and what they are
+        to hold instead.
 
     Yields:
       A list that names each library whose layers were called.
@@ -209,16 +215,22 @@ def sizes_from_arrays() -> Iterator[list[str]]:
     called: list[str] = []
     with contextlib.ExitStack() as stack:
         if (linen := _loaded("flax.linen")) is not None:
-            layers = functools.partial(_linen_layer, linen, called)
+            layers = functools.partial(_linen_layer, linen, called, fields)
             stack.enter_context(linen.intercept_methods(layers))
         if (haiku := _loaded("haiku")) is not None:
-            layers = functools.partial(_haiku_layer, haiku, called)
+            layers = functools.partial(_haiku_layer, haiku, called, fields)
             stack.enter_context(haiku.intercept_methods(layers))
         yield called
 
 
 def _linen_layer(
-    linen: Any, called: list[str], call: Any, args: Any, kwargs: Any, context: Any
+    linen: Any,
+    called: list[str],
+    fields: Mapping[int, int],
+    call: Any,
+    args: Any,
+    kwargs: Any,
+    context: Any,
 ) -> Any:
     """Calls a method of a Linen module, whose parameters have the shapes they have."""
     called.append("linen")
@@ -233,6 +245,8 @@ def _linen_layer(
         return type(layer).param(layer, name, init, *init_args, **more)
 
     new: dict[str, Any] = {"param": param}
+    if "param" not in vars(layer):  # else one of its methods calls another
+        new |= _other_sizes(layer, fields)
     conv = isinstance(layer, linen.Conv) and context.method_name == "__call__"
     if conv and layer.has_variable("params", "kernel"):
         kernel = linen.meta.unbox(layer.get_variable("params", "kernel"))
@@ -242,13 +256,20 @@ def _linen_layer(
 
 
 def _haiku_layer(
-    haiku: Any, called: list[str], call: Any, args: Any, kwargs: Any, context: Any
+    haiku: Any,
+    called: list[str],
+    fields: Mapping[int, int],
+    call: Any,
+    args: Any,
+    kwargs: Any,
+    context: Any,
 ) -> Any:
     """Calls a method of a Haiku module, whose sizes are those of its kernel."""
     called.append("haiku")
     if context.method_name != "__call__":
         return call(*args, **kwargs)
-    layer, new = context.module, {}
+    layer = context.module
+    new = _other_sizes(layer, fields)
     kernel = haiku.get_params().get(layer.module_name, {}).get("w")
     if kernel is not None:
         if isinstance(layer, haiku.Linear):
@@ -261,6 +282,20 @@ def _haiku_layer(
             new["output_channels"] = kernel.shape[-2]
     with _attributes(layer, new):
         return call(*args, **kwargs)
+
+
+def _other_sizes(layer: Any, sizes: Mapping[int, int]) -> dict[str, Any]:
+    """The fields of a user's layer that hold one of these sizes, with the others."""
+    if type(layer).__module__.startswith(("flax.", "haiku.")):
+        return {}  # sizes of theirs come from the arrays
+
+    def other(held: Any) -> Any:
+        if isinstance(held, tuple):
+            return tuple(map(other, held))
+        return sizes.get(held, held) if type(held) is int else held
+
+    plain = {k: v for k, v in vars(layer).items() if isinstance(v, int | tuple)}
+    return {k: other(v) for k, v in plain.items() if not k.startswith("_")}
 
 
 @contextlib.contextmanager

@@ -111,13 +111,14 @@ def marked(
     blamed = trials.blamed()
     constants = [why.said if (why := blamed.get(k)) else () for k in range(len(groups))]
     if trials.declared:
+        blamed = trials.with_fields(blamed)
         like = likeness.Likeness(program.closed, program.shapes)
         for k, group in enumerate(groups):
             why = blamed.get(k)
             if why is None:
                 constants[k] = like.written(group)
-            elif not why.numbers:
-                constants[k] = like.signs(group)
+            else:
+                constants[k] = why.said if why.numbers else like.signs(group)
     return tuple(
         dataclasses.replace(group, constants=said)
         for group, said in zip(groups, constants)
@@ -207,6 +208,30 @@ class _Trials:
                 found |= dict.fromkeys(some, why)
         return found
 
+    def with_fields(self, blamed: Mapping[int, Difference]) -> dict[int, Difference]:
+        """The same where the fields of Linen and Haiku modules follow the sizes.
+
+        A field may hold one of the sizes by chance. So a number that changes with it
+        counts, and a program that is the same is proven, but nothing else is said.
+        """
+        found = {k: why for k, why in blamed.items() if why.numbers}
+        left = [[k for k in some if k not in found] for some in self.alike]
+        left = [some for some in left if some]
+        whole = self._followed([k for some in left for k in some])
+        for some in left if whole is not None else ():
+            why = whole if len(left) == 1 else self._followed(some)
+            if why is not None and why.numbers:
+                found |= dict.fromkeys(some, why)
+            elif why is not None:
+                found |= {k: blamed[k] for k in some if k in blamed}
+        return found
+
+    def _followed(self, some: Sequence[int]) -> Difference | None:
+        sizes = {self.leaves[k]: self.sizes[k][0] for k in some}
+        fields = {leaf.size: size for leaf, size in sizes.items()}
+        text = "other numbers of units in the fields of its modules"
+        return self._differing(sizes, text, fields)
+
     def _each(self, *some: int) -> bool:
         """Whether each of these groups changes the program by itself."""
         return all(self._tried([k]) is not None for k in some)
@@ -226,7 +251,9 @@ class _Trials:
             seen.add(key)
         return None
 
-    def _differing(self, sizes: Mapping[Term, int], text: str) -> Difference | None:
+    def _differing(
+        self, sizes: Mapping[Term, int], text: str, fields: Mapping[int, int] = {}
+    ) -> Difference | None:
         new = _Sizes(sizes)
         program = self.program
         for value in program.arrays:
@@ -236,8 +263,10 @@ class _Trials:
         given = program.given
         small = [_resized(x, new.shape(v)) for x, v in zip(self.flat, program.arrays)]
         try:
-            with sizes_from_arrays() as declared:
-                closed = jax.make_jaxpr(given.fn)(*jax.tree.unflatten(self.tree, small))
+            with sizes_from_arrays(fields) as declared:
+                # A function of its own: a trace of the same shapes may be kept.
+                trace = jax.make_jaxpr(lambda *args: given.fn(*args))
+                closed = trace(*jax.tree.unflatten(self.tree, small))
         except Exception as error:
             line = raised_line(error)
             first = (str(error).splitlines() or [""])[0]
