@@ -112,8 +112,8 @@ def _sizes(module: Any) -> dict[str, Any]:
 
 def _shape(layer: Any) -> tuple[int, ...] | None:
     """Of the weight, if there is one: a filtered tree may lack it."""
-    weight = getattr(layer, "weight", None)
-    return tuple(weight.shape) if is_array(weight) else None
+    shape = getattr(getattr(layer, "weight", None), "shape", None)
+    return None if shape is None else tuple(shape)
 
 
 def _linear(layer: Any, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -125,7 +125,11 @@ def _kernel(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _vector(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
-    return {"num_features": shape[-1]}
+    """Norms; a group norm of one channel a group has as many groups as channels."""
+    found = {"num_features": shape[-1]}
+    if getattr(module, "group_size", None) == 1:
+        found["num_groups"] = shape[-1]
+    return found
 
 
 def _embedding(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:

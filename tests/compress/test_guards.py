@@ -295,3 +295,30 @@ def test_a_moment_that_may_be_of_two_weights_is_refused():
             PAIR,
             opt_state={"m": {"a": {"w1": jnp.ones((6, 8)), "x": jnp.ones(3)}}},
         )
+
+
+class ChannelNorm(nnx.Module):
+    """A group norm of ``size`` channels a group, and a depthwise convolution."""
+
+    def __init__(self, size, rngs):
+        self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.norm = nnx.GroupNorm(8, 8 // size, rngs=rngs)
+        self.depth = nnx.Conv(8, 8, (3, 3), feature_group_count=8, rngs=rngs)
+        self.point = nnx.Conv(8, 2, (1, 1), rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.conv(x)))
+        return self.point(nnx.relu(self.depth(x))).mean((1, 2))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_norm_of_one_channel_a_group_follows_the_cut(size):
+    model = ChannelNorm(size, nnx.Rngs(0))
+    model.point.kernel[...] = model.point.kernel[...].at[:, :, :3].set(0)
+    x = normal(0, (2, 5, 5, 3))
+    small = volax.compact(model, volax.find_groups(model, x), check=(x,)).params
+    # Larger groups mix the channels, so none of theirs goes alone.
+    left = 5 if size == 1 else 8
+    assert (small.norm.num_groups, small.norm.group_size) == (left // size, size)
+    assert small.depth.feature_group_count == left
+    np.testing.assert_allclose(small(x), model(x), rtol=1e-5, atol=1e-5)

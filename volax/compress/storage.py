@@ -342,7 +342,7 @@ def _checksum(arrays: Mapping[str, np.ndarray], text: str) -> str:
     about = [[name, arrays[name].dtype.name, arrays[name].shape] for name in names]
     digest = hashlib.sha256(json.dumps([about, text]).encode())
     for name in names:
-        digest.update(arrays[name].reshape(-1).view(np.uint8))
+        digest.update(arrays[name].reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
