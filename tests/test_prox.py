@@ -200,7 +200,8 @@ def test_wall_at_infinity_has_finite_gradients():
 @pytest.mark.parametrize("alpha", [-1.0, -0.5, 0.0, 0.5, 1.0])
 def test_wall_agrees_for_static_and_traced_alpha(alpha):
     # Powers of two leave nothing for a fused multiply-add to round differently.
-    w = jnp.asarray([*np.random.default_rng(0).normal(size=999), jnp.inf, -jnp.inf])
+    drawn = [*np.random.default_rng(0).normal(size=999), np.inf, -np.inf]
+    w = jnp.asarray(drawn, jnp.float32)
     traced = jax.jit(prox.wall)(w, jnp.float32(0.3), jnp.float32(alpha))
     np.testing.assert_array_equal(prox.wall(w, 0.3, alpha), traced)
 
