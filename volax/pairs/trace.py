@@ -150,7 +150,7 @@ def _shard_map(
     """Walks what one device does, if the units are whole on every device."""
     jaxpr, consts = sub_jaxpr(eqn)
     local = [
-        v and _placed(tape, eqn, v, var.aval.shape)
+        v and _placed(tape, eqn, v, getattr(var.aval, "shape", ()))
         for v, var in zip(args, jaxpr.invars)
     ]
     made = interpret(tape, jaxpr, consts, local, outs)
