@@ -14,15 +14,25 @@ from volax.pairs.records import Group, Member, as_groups
 
 
 def side_norms(
-    members: Iterable[Member], sizes: tuple[int, ...], leaves: dict[str, jax.Array]
+    members: Iterable[Member],
+    sizes: tuple[int, ...],
+    leaves: dict[str, jax.Array],
+    *,
+    shared: bool = False,
 ) -> jax.Array:
-    """The joint Euclidean norm of each unit over several members, shape ``sizes``."""
+    """The joint Euclidean norm of each unit over several members, shape ``sizes``.
+
+    ``shared`` is a norm that further parameters use, so that none of them hands its
+    sharding on to another through it.
+    """
     squares = [layout.squared_norms(m, sizes, leaves[m.path]) for m in members]
+    shared = shared or len(squares) > 1
     total = functools.reduce(jnp.add, alike(*squares))
+    total = pinned(total) if shared else total
     # The root has no derivative at 0; of a dead unit's norm 0 is one.
     is_zero = total == 0
     norms = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, total)))
-    return norms if len(squares) == 1 else pinned(norms)
+    return pinned(norms) if shared else norms
 
 
 def path_norm(
@@ -62,6 +72,6 @@ def path_norm(
 
 def path_norms(group: Group, leaves: dict[str, jax.Array]) -> jax.Array:
     """The path norm of each unit of a fitted pair, shape of its ``sizes``."""
-    incoming = pinned(side_norms(group.producers, group.sizes, leaves))
+    incoming = side_norms(group.producers, group.sizes, leaves, shared=True)
     outgoing = side_norms(group.consumers, group.sizes, leaves)
     return functools.reduce(jnp.multiply, alike(incoming, outgoing))

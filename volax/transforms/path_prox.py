@@ -186,9 +186,8 @@ def _proximal(
     scales: _Scales,
 ) -> dict[str, jax.Array]:
     """The weights by key path after the proximal step of one pair."""
-    incoming = side_norms(group.producers, group.sizes, now)
     is_shared = bool(group.biases) or normalize == "rescale"
-    incoming = pinned(incoming) if is_shared else incoming
+    incoming = side_norms(group.producers, group.sizes, now, shared=is_shared)
     usable = (incoming > 0) & jnp.isfinite(incoming)
     incoming = jnp.where(usable, incoming, 1)
     # Each use of the norms may be laid out as its parameter is, so pin what they share.
