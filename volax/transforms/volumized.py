@@ -33,11 +33,11 @@ def volumized(
     r"""Wraps an optimizer so that its weights and its momentum meet a wall.
 
     Behind :func:`volax.volumize` alone a weight stays glued to the wall while the
-    optimizer's momentum still points outward. Here, where the wall changed a weight,
+    optimizer's momentum still points outward. Here, where a step ran into the wall,
     the first moment is scaled as well, $m \leftarrow \alpha m$: stopped by a clipping
     wall, reversed by an elastic one.
 
-    A weight that steps inward from a clipping wall by less than 16 ulps leaves it by
+    A weight that steps inward from a clipping wall by less than 17 ulps leaves it by
     18 at once, about 2e-6 of the wall in float32, and goes on by its own steps.
 
     Args:
@@ -107,9 +107,8 @@ def volumized(
 # Asking the step u instead would make XLA's CPU compiler keep u in memory, because the
 # root and the division in it are not computed twice: 2.1 instead of 1.5 times plain
 # Adam. But a weight may also stand there because its step inward is below half an ulp.
-# So a step inward from the wall leaves these ulps at once.
+# So a step inward leaves these ulps at once: from one more, by two more.
 _WALL_ULPS = 16
-_INWARD_ULPS = 18
 
 
 def _stops(alpha: Any, p: jax.Array) -> Any:
@@ -125,28 +124,30 @@ def _off_the_wall(
 ) -> _post_step.Target:
     """Sends the weights that step inward to just inside of what counts as the wall."""
     p, w = leaf
-    stops, limit = _stops(alpha, p), target.limit
+    stops, limit, t = _stops(alpha, p), target.limit, target.value
     if stops is False or limit is None:
         return target
-    eps = jnp.finfo(p.dtype).eps
-    at_wall = jnp.abs(w).astype(p.dtype) >= limit * (1 - _WALL_ULPS * eps)
-    points_inward = jnp.sign(w) == -jnp.sign(u).astype(w.dtype)
-    stays_inside = (w != 0) & (jnp.abs(w) <= limit.astype(w.dtype))
-    inside = jnp.sign(w) * (limit * (1 - _INWARD_ULPS * eps)).astype(w.dtype)
-    leaves = stops & at_wall & points_inward & stays_inside
-    value = jnp.where(leaves, inside.astype(target.value.dtype), target.value)
-    return target._replace(value=value)
+    eps = float(jnp.finfo(p.dtype).eps)
+    near = jnp.abs(t) >= limit.astype(t.dtype) * (1 - (_WALL_ULPS + 1) * eps)
+    leaves = stops & near & (w * jnp.asarray(u).astype(w.dtype) < 0)
+    factor = jnp.where(leaves, 1 - (_WALL_ULPS + 2) * eps, 1).astype(t.dtype)
+    return target._replace(value=t * factor)
 
 
 def _hit(u: Any, d: Any, p: jax.Array, target: Any, alpha: Any) -> jax.Array:
-    """Where the wall changed the step u of weights p to d; a bool of their shape."""
-    stops = _stops(alpha, p)
-    if stops is False:
-        # The contract leaves an update as it is, bit for bit, where nothing was hit.
-        return jnp.asarray(u) != d
-    landed = jnp.abs((p.astype(d.dtype) + d).astype(p.dtype))
-    at_wall = landed >= target.limit * (1 - _WALL_ULPS * jnp.finfo(p.dtype).eps)
-    return at_wall if stops is True else jnp.where(stops, at_wall, jnp.asarray(u) != d)
+    """Where the step u of weights p hit the wall, which made it d; bools as p."""
+    stops, at_wall = _stops(alpha, p), jnp.zeros([], bool)
+    if stops is not False:
+        landed = jnp.abs((p.astype(d.dtype) + d).astype(p.dtype))
+        eps = float(jnp.finfo(p.dtype).eps)
+        at_wall = landed >= target.limit * (1 - _WALL_ULPS * eps)
+    if stops is True:
+        return at_wall
+    # The contract leaves an update as it is, bit for bit, where nothing was hit. A
+    # weight outside that steps inward is moved too, but its momentum points inward.
+    u = jnp.asarray(u).astype(d.dtype)
+    changed = (u != d) & ((p.astype(d.dtype) + u) * u >= 0)
+    return jnp.where(stops, at_wall, changed)
 
 
 def _scale_momentum(
