@@ -266,9 +266,8 @@ def _rounding(
     moved = list(arrays)
     for k, leaf in enumerate(arrays[: program.trained]):
         if _is_float(leaf):
-            step = rng.choice(np.float32([-1, 1]), np.shape(leaf))
+            step = rng.choice(np.array([-1, 1], np.float32), np.shape(leaf))
             eps = float(jnp.finfo(leaf.dtype).eps)
-            # In float32, 1 + eps would be 1 for float64.
             wide = np.asarray(leaf, np.promote_types(leaf.dtype, np.float32))
             moved[k] = _like(leaf, wide + wide * step * eps)
     return _difference(plain, program.run(moved))
