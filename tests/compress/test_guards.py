@@ -1,5 +1,7 @@
 """What must be refused, or must not happen, when a model is made smaller."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -322,3 +324,83 @@ def test_a_norm_of_one_channel_a_group_follows_the_cut(size):
     assert (small.norm.num_groups, small.norm.group_size) == (left // size, size)
     assert small.depth.feature_group_count == left
     np.testing.assert_allclose(small(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def held_width(params, x):
+    """The first layer's width stands in the program; those of the others do not."""
+    h = jax.nn.relu(x @ params["w1"]) / params["w1"].shape[1]
+    for name in ("w2", "w3", "w4"):
+        h = jax.nn.relu(h @ params[name])
+    return h @ params["w5"]
+
+
+def held_params():
+    widths = (6, 8, 7, 9, 8, 3)
+    params = {
+        f"w{k + 1}": normal(k, (a, b)).at[:2].set(0) if k else normal(k, (a, b))
+        for k, (a, b) in enumerate(pairwise(widths))
+    }
+    return params, volax.find_groups(held_width, params, X)
+
+
+def test_what_cannot_be_cut_is_left_and_the_rest_goes():
+    params, groups = held_params()
+    small = volax.compact(params, groups, check=(held_width, None, (X,)))
+    assert small.sizes["w1"] == (6, 8)
+    assert small.sizes["w2"] == (8, 5)
+    assert small.sizes["w5"] == (6, 3)
+    (kept,) = small.kept
+    assert (kept.group, kept.units) == ("w1 -> w2", (0, 1))
+    assert "the small model differs by" in kept.reason
+    np.testing.assert_allclose(
+        held_width(small.params, X), held_width(params, X), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_model_that_does_not_run_with_one_group_is_cut_elsewhere():
+    def fixed(params, x):
+        return held_width(params, x) + 0 * (x @ params["w1"]).reshape(-1, 8).sum()
+
+    params, groups = held_params()
+    small = volax.compact(params, groups, check=(fixed, None, (X,)))
+    assert small.sizes["w1"] == (6, 8)
+    assert "the small model does not run: TypeError" in small.kept[0].reason
+    with pytest.raises(ValueError, match=r"does not run.*Linen.*small_fn.*w1 -> w2$"):
+        volax.compact(params, groups[:1], check=(fixed, None, (X,)))
+
+
+class Noisy(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.a, self.b = nnx.Linear(6, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.b(self.drop(nnx.relu(self.a(x))))
+
+
+def test_random_numbers_are_named():
+    model = Noisy()
+    model.b.kernel[...] = model.b.kernel[...].at[:3].set(0)
+    pair = volax.pair("a/kernel", "b/kernel", bias="a/bias")
+    with pytest.raises(ValueError, match=r"draws random numbers.*model.eval\(\)"):
+        volax.compact(model, pair, check=(X,))
+    model.eval()
+    assert volax.compact(model, pair, check=(X,)).sizes["a/bias"] == (5,)
+
+
+def test_behind_a_head_of_zeros_nothing_is_proven_by_the_outputs():
+    def fn(params, x):
+        h = jax.nn.relu(x @ params["w1"]) @ params["w2"] / params["w2"].shape[0]
+        return h @ params["head"]
+
+    params = dying() | {"head": jnp.zeros((3, 2))}
+    with pytest.raises(ValueError, match="random numbers in place of zeros"):
+        volax.compact(params, PAIR, check=(fn, None, (X,)))
+
+    def right(params, x):
+        return forward(params, x) @ params["head"]
+
+    small = volax.compact(params, PAIR, check=(right, None, (X,)))
+    assert small.sizes["w1"] == (6, 5)
+    assert not small.params["head"].any()

@@ -13,8 +13,8 @@ from jax.core import Tracer
 from volax import _modules, _nnx, masks
 from volax.compress.cutting import Cuts, Cutting, cut, cut_state, cutting, replaced
 from volax.compress.kinds import OTHER, PARAMETER, STATE, kinds
-from volax.compress.planning import Plan, fitted, plan
-from volax.compress.proof import Difference, difference, tolerance
+from volax.compress.planning import Plan, fitted, lively, plan
+from volax.compress.proof import Difference, difference, is_finite, tolerance
 from volax.compress.table import aligned
 from volax.compress.units import Kept
 from volax.pairs._sharding import put_like
@@ -115,7 +115,9 @@ def compact(
       check: ``(fn, small_fn, inputs)``. ``fn(params, *inputs)`` is the model (with
         ``state``, ``fn(params, state, *inputs)``), ``small_fn`` the same for the small
         parameters: the same function, or for Linen one that builds the module from
-        the shapes it is given. ``None`` for ``small_fn`` means ``fn``. For an NNX or
+        the shapes it is given. ``None`` for ``small_fn`` means ``fn``. Both run once
+        more with random numbers for parameters that are all zero, behind which no unit
+        would show. Groups with which the models differ stay, in ``kept``. For an NNX or
         Equinox module the tuple of inputs is enough.
       tolerance: largest relative difference; by default 1e-5 for float32 and the like
         of it for other dtypes.
@@ -125,7 +127,7 @@ def compact(
 
     Raises:
       ValueError: a group does not fit the tree; the optimizer's state cannot be cut;
-        the models differ by more than the tolerance.
+        the models differ by more than the tolerance, whichever groups are cut.
 
     Example:
       >>> import jax.numpy as jnp, volax
@@ -158,8 +160,8 @@ def compact(
     before = None if run is None else run.full(params, state)
     owners = _nnx.owners(params)
 
-    def attempt(folding: str | None) -> tuple[Plan, Cutting, Any, Any, Any]:
-        planned = plan(
+    def planned(folding: str | None, leave: dict[int, str]) -> Plan:
+        return plan(
             found,
             source.leaves,
             round_to=round_to,
@@ -167,45 +169,104 @@ def compact(
             proven=run is not None,
             folding=folding,
             owners=owners,
+            leave=leave,
         )
-        after = cutting(found, planned.stay, shapes)
-        new = {k: source.like(k, v) for k, v in planned.folded.items()}
-        for path, gathers in after.cuts.items():
-            new[path] = cut(new.get(path, source.leaves[path]), gathers)
-        small, small_state = source.rebuilt(new)
-        gap = None
+
+    def attempt(folding: str | None, leave: dict[int, str]) -> _Attempt:
+        made = planned(folding, leave)
+        after = cutting(found, made.stay, shapes)
+
+        def smaller(new: dict[str, Any]) -> tuple[Any, Any]:
+            for path, gathers in after.cuts.items():
+                new[path] = cut(new.get(path, source.leaves[path]), gathers)
+            return source.rebuilt(new)
+
+        folded = {k: source.like(k, v) for k, v in made.folded.items()}
+        small, small_state = smaller(dict(folded))
+        gap, why = None, None
         if run is not None:
-            cut_names = _cut_names(found, planned)
-            gap = run.compare(before, small, small_state, cut_names)
-        return planned, after, small, small_state, gap
+            gap, why = run.compare(before, small, small_state, limit)
+            names = [k for k, kind in source.kinds.items() if kind == PARAMETER]
+            drawn = {} if why else lively(made, source.leaves | folded, names)
+            if drawn:
+                drawn = folded | {k: source.like(k, v) for k, v in drawn.items()}
+                vivid = run.full(*source.rebuilt(drawn))
+                if is_finite(vivid):
+                    _, why = run.compare(vivid, *smaller(dict(drawn)), limit)
+                why = why and f"with random numbers in place of zeros, {why}"
+        return _Attempt(folding, made, after, small, small_state, gap, why)
+
+    def best(leave: dict[int, str]) -> _Attempt:
+        trial = attempt(None, leave)
+        if trial.why and trial.planned.folded:
+            return attempt(f"folding it changed the outputs: {trial.why}", leave)
+        return trial
 
     if run is None:
-        planned, after, small, small_state, gap = attempt("only check can prove a fold")
+        done = attempt("only check can prove a fold", {})
     else:
         if limit is None:
             carried = [source.leaves[m.path] for g in found for m in g.carriers]
             limit = _tolerance(carried, before)
-        planned, after, small, small_state, gap = attempt(None)
-        if planned.folded and not gap.relative <= limit:
-            why = f"folding it changed the outputs by {gap}"
-            planned, after, small, small_state, gap = attempt(why)
-        if not gap.relative <= limit:
+        done = best({})
+        if done.why:
+            done, leave = _without_failing(done, best)
+            kept = planned(done.folding, leave).kept
+            done.planned = dataclasses.replace(done.planned, kept=kept)
+        if done.why:
             raise ValueError(
-                f"compact: the small model differs by {gap}, more than {limit:.2g}; "
-                "does the program hold a constant that depends on a width? keep=... "
-                f"leaves groups as they are; cut were {_cut_names(found, planned)}"
+                f"compact: {done.why}{run.hint()}; keep=... leaves groups as they are; "
+                f"cut were {_cut_names(found, done.planned)}"
             )
+    made, after = done.planned, done.after
     refused = groups.refused if isinstance(groups, Groups) else ()
     return Compacted(
-        params=small,
-        state=small_state,
+        params=done.small,
+        state=done.state,
         opt_state=_optimizer(opt_state, after.cuts, shapes),
         sizes=after.shapes,
         groups=Groups(tuple(map(_out_of_state, after.groups)), refused),
-        kept=_kept(planned, after),
-        difference=gap,
-        manifest=_manifest(planned, after, source.kinds, shapes, gap),
+        kept=_kept(made, after),
+        difference=done.gap,
+        manifest=_manifest(made, after, source.kinds, shapes, done.gap),
     )
+
+
+@dataclasses.dataclass
+class _Attempt:
+    """A smaller model, and why it is none, if so."""
+
+    folding: str | None
+    planned: Plan
+    after: Cutting
+    small: Any
+    state: Any
+    gap: Difference | None
+    why: str | None
+
+
+def _without_failing(
+    whole: _Attempt, best: Callable[[dict[int, str]], _Attempt]
+) -> tuple[_Attempt, dict[int, str]]:
+    """The model in which the groups that cannot be cut stay, and these with the reason.
+
+    Halves of the groups are tried on top of those that hold.
+    """
+    cut = [k for k, stay in enumerate(whole.planned.stay) if not stay.all()]
+    leave = dict.fromkeys(cut, "not tried yet")
+    found, waiting = whole, [cut[len(cut) // 2 :], cut[: len(cut) // 2]]
+    while waiting and len(cut) > 1:
+        some = waiting.pop()
+        trial = best({k: why for k, why in leave.items() if k not in some})
+        if not trial.why:
+            found = trial
+            for k in some:
+                del leave[k]
+        elif len(some) == 1:
+            leave[some[0]] = trial.why
+        else:
+            waiting += [some[len(some) // 2 :], some[: len(some) // 2]]
+    return (found, leave) if found.after.cuts and not found.why else (whole, {})
 
 
 _tolerance = tolerance
@@ -284,6 +345,7 @@ class _Check:
     inputs: tuple[Any, ...]
     is_module: bool
     with_state: bool
+    written: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
     def of(cls, check: Any, is_module: bool, state: Any) -> "_Check":
@@ -305,26 +367,47 @@ class _Check:
         return self._run(self.fn, params, state)
 
     def compare(
-        self, before: Any, params: Any, state: Any, cut_names: str
-    ) -> Difference:
+        self, before: Any, params: Any, state: Any, limit: float
+    ) -> tuple[Difference | None, str | None]:
+        """How far the small model is off, and why it is none, if so."""
         try:
             after = self._run(self.small_fn, params, state)
         except Exception as error:
-            raise ValueError(
-                "compact: the small model does not run; does the program hold a width? "
-                f"keep=... leaves groups as they are; cut were {cut_names}. "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            why = f"the small model does not run: {type(error).__name__}: {error}"
+            return None, why
         try:
-            return difference(before, after)
+            gap = difference(before, after)
         except ValueError as error:
-            raise ValueError(f"compact: check: {error}") from error
+            return None, f"check: {error}"
+        if gap.relative <= limit:
+            return gap, None
+        return gap, f"the small model differs by {gap}, more than {limit:.2g}"
+
+    def hint(self) -> str:
+        """What may stand behind a failure."""
+        hints = ["; does the program hold a constant that depends on a width?"]
+        if self.written:
+            hints.append(
+                f"The model draws random numbers or writes statistics "
+                f"({', '.join(self.written[:3])}): give model.eval()"
+            )
+        if self.small_fn is self.fn and not self.is_module:
+            hints.append(
+                "A module whose widths are static (Linen, Haiku) needs small_fn, which "
+                "builds it for the new shapes"
+            )
+        return " ".join(hints)
 
     def _run(self, fn: Callable[..., Any], params: Any, state: Any) -> Any:
         if self.is_module:
             # A run may write running statistics; the user's module stays as it is.
             tree, merge = _modules.split(params)
             params = merge(jax.tree.map(lambda leaf: leaf, tree))
+            result = fn(params, *((state,) if self.with_state else ()), *self.inputs)
+            new = masks.named_leaves(_modules.split(params)[0])
+            old = masks.named_leaves(tree)
+            self.written = [k for k in old if new.get(k) is not old[k]]
+            return result
         return fn(params, *((state,) if self.with_state else ()), *self.inputs)
 
 

@@ -1,6 +1,7 @@
 """Decides, before anything is cut, which units of which group stay."""
 
 import dataclasses
+import types
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
@@ -144,6 +145,7 @@ def plan(
     proven: bool,
     folding: str | None = None,
     owners: Mapping[str, str],
+    leave: Mapping[int, str] = types.MappingProxyType({}),
 ) -> Plan:
     """Judges all units until nothing more changes.
 
@@ -155,6 +157,7 @@ def plan(
       proven: whether the result will be checked by running both models.
       folding: why constants are not folded, or ``None`` where they are.
       owners: producers whose size a module around them holds, and its name.
+      leave: numbers of groups that stay as they are, and why.
 
     Returns:
       The plan.
@@ -173,6 +176,7 @@ def plan(
         or (None if proven else units.unsafe(g, held))
         for g in groups
     ]
+    unsafe = [leave.get(k) or why for k, why in enumerate(unsafe)]
     gone = [np.zeros(g.sizes, bool) for g in groups]
     unread = [np.zeros(g.sizes, bool) for g in groups]
     idle = [np.zeros(g.sizes, bool) for g in groups]
@@ -229,6 +233,46 @@ def plan(
     return Plan(
         tuple(groups), tuple(stay), tuple(gone), tuple(unread), tuple(kept), folded
     )
+
+
+def lively(
+    planned: Plan, leaves: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Random numbers for weights that are all zero, such as those of a fresh head.
+
+    Behind zeros the outputs depend on no unit, and comparing them proves nothing. What
+    the plan removes stays unread, or unfed, so both models have to agree here as well.
+
+    Args:
+      planned: the plan.
+      leaves: the parameters by key path, folded ones included.
+      names: those that may be replaced.
+
+    Returns:
+      The parameters that change, none where no parameter is all zero.
+    """
+    rng = np.random.default_rng(0)
+    work = {k: np.asarray(leaves[k]) for g in planned.groups for k in _paths(g)}
+    new = {}
+    for path in names:
+        leaf = np.asarray(leaves[path])
+        if leaf.size and jnp.issubdtype(leaf.dtype, jnp.floating) and not leaf.any():
+            fan_in = max(leaf.size // leaf.shape[-1], 1) if leaf.ndim else 1
+            drawn = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
+            new[path] = work[path] = drawn.astype(leaf.dtype)
+    if not new:
+        return {}
+    for group, stay, unread in zip(planned.groups, planned.stay, planned.unread):
+        fed = (group.producers + group.biases, ~stay & ~unread)
+        for members, dead in ((group.consumers, ~stay & unread), fed):
+            for member in members if dead.any() else ():
+                leaf = _zeroed(work[member.path], member, dead)
+                new[member.path] = work[member.path] = leaf
+    return new
+
+
+def _paths(group: Group) -> Iterable[str]:
+    return (member.path for member in group.carriers)
 
 
 def _zeroed(leaf: np.ndarray, member: Any, which: np.ndarray) -> np.ndarray:

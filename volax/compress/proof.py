@@ -57,6 +57,11 @@ def difference(full: Any, small: Any) -> Difference:
     return Difference(absolute, relative)
 
 
+def is_finite(outputs: Any) -> bool:
+    """Whether all outputs of a model are finite."""
+    return all(np.isfinite(x).all() for x in _arrays(outputs).values())
+
+
 def tolerance(*trees: Any) -> float:
     """The largest relative difference that rounding explains.
 
