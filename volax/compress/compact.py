@@ -159,6 +159,9 @@ def compact(
     limit = tolerance
     before = None if run is None else run.full(params, state)
     owners = _nnx.owners(params)
+    if run is not None and limit is None:
+        carried = [source.leaves[m.path] for g in found for m in g.carriers]
+        limit = _tolerance(carried, before)
 
     def planned(folding: str | None, leave: dict[int, str]) -> Plan:
         return plan(
@@ -184,7 +187,7 @@ def compact(
         folded = {k: source.like(k, v) for k, v in made.folded.items()}
         small, small_state = smaller(dict(folded))
         gap, why = None, None
-        if run is not None:
+        if run is not None and limit is not None:
             gap, why = run.compare(before, small, small_state, limit)
             names = [k for k, kind in source.kinds.items() if kind == PARAMETER]
             drawn = {} if why else lively(made, source.leaves | folded, names)
@@ -205,9 +208,6 @@ def compact(
     if run is None:
         done = attempt("only check can prove a fold", {})
     else:
-        if limit is None:
-            carried = [source.leaves[m.path] for g in found for m in g.carriers]
-            limit = _tolerance(carried, before)
         done = best({})
         if done.why:
             done, leave = _without_failing(done, best)

@@ -176,13 +176,19 @@ def _free(axis: Axis) -> int | None:
 
 def _split(axis: Axis, factor: int) -> list[Axis]:
     """An axis for each index of a factor."""
-    rest = [
-        tuple(x for k, x in enumerate(of) if k != factor)
-        for of in (axis.sizes, axis.strides, axis.units)
-    ]
-    step = axis.strides[factor]
+
+    def rest(of: tuple) -> tuple:
+        return of[:factor] + of[factor + 1 :]
+
+    step, left = axis.strides[factor], rest(axis.sizes)
     return [
-        Axis(axis.axis, axis.offset + step * k, *rest)
+        Axis(
+            axis.axis,
+            axis.offset + step * k,
+            left,
+            rest(axis.strides),
+            rest(axis.units),
+        )
         for k in range(axis.sizes[factor])
     ]
 
