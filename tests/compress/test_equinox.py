@@ -56,7 +56,7 @@ def dying(model):
 def test_sizes_follow_the_cut_and_the_small_module_runs(tmp_path):
     model = dying(Conv())
     groups = volax.find_groups(model, X)
-    for check in ((X,), (model, None, (X,))):
+    for check in (None, (X,), (model, None, (X,))):
         small = volax.compact(model, groups, check=check).params
         assert (small.conv.out_channels, small.depth.in_channels) == (5, 5)
         assert (small.depth.groups, small.depth.out_channels) == (5, 5)

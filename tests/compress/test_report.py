@@ -190,6 +190,12 @@ class LinenCounted(nn.Module):
         return nn.Dense(2)(nn.relu(x))
 
 
+def boxed():
+    """The same with every parameter in a box, as ``nn.with_partitioning`` makes it."""
+    variables = LinenCounted().init(KEY, jnp.ones((1, 4)))
+    return jax.tree.map(lambda x: nn.Partitioned(x, (None,) * x.ndim), variables)
+
+
 def plain_tree():
     params = models.drawn(l1=(4, 6), bias=(12,), gamma=(6,), l2=(6, 2), b2=(2,))
     return params | {"key": KEY, "count": np.arange(2)}
@@ -200,6 +206,7 @@ COUNTED = {
     "nnx": (lambda: Counted(nnx.Rngs(0)), 56, 12, 2),
     "nnx state": (lambda: nnx.state(Counted(nnx.Rngs(0))), 56, 12, 2),
     "linen": (lambda: LinenCounted().init(KEY, jnp.ones((1, 4))), 56, 12, 0),
+    "linen boxes": (boxed, 56, 12, 0),
     "plain": (plain_tree, 56, 0, 3),
 }
 

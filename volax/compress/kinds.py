@@ -37,23 +37,23 @@ def kinds(tree: Any) -> dict[str, str]:
     def is_node(node: Any) -> bool:
         return is_packed(node) or isinstance(node, variable)
 
+    around = []  # of each leaf the variable that holds it, or the leaf itself
+    for node in jax.tree.leaves(tree, is_leaf=is_node):
+        around += [node] * len(jax.tree.leaves(node, is_leaf=is_packed))
     found = {}
-    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_node)[0]:
-        in_state = in_collections and path[0] != jax.tree_util.DictKey("params")
-        for below, leaf in masks.flatten_with_path(node, is_packed):
-            dtype = getattr(leaf, "dtype", None)  # a function has none
-            dtype = np.result_type(leaf) if isinstance(leaf, float) else dtype
-            if dtype is None or not jnp.issubdtype(dtype, np.generic):
-                kind = OTHER
-            elif nnx is not None and isinstance(node, nnx.Variable):
-                kind = _of_variable(nnx, node)
-            elif in_state:
-                kind = STATE
-            else:
-                kind = PARAMETER if jnp.issubdtype(dtype, np.inexact) else OTHER
-            name = masks.key_path((*path, *below))
-            inner = ("", "/data", "/scale") if is_packed(leaf) else ("",)
-            found |= dict.fromkeys((name + end for end in inner), kind)
+    for (path, leaf), node in zip(masks.flatten_with_path(tree, is_packed), around):
+        dtype = getattr(leaf, "dtype", None)  # a function has none
+        dtype = np.result_type(leaf) if isinstance(leaf, float) else dtype
+        if dtype is None or not jnp.issubdtype(dtype, np.generic):
+            kind = OTHER
+        elif isinstance(node, variable):
+            kind = _of_variable(nnx, node)
+        elif in_collections and path[0] != jax.tree_util.DictKey("params"):
+            kind = STATE
+        else:
+            kind = PARAMETER if jnp.issubdtype(dtype, np.inexact) else OTHER
+        inner = ("", "/data", "/scale") if is_packed(leaf) else ("",)
+        found |= dict.fromkeys((masks.key_path(path) + end for end in inner), kind)
     return found
 
 
