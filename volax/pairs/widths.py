@@ -338,7 +338,8 @@ class _Sizes:
         return None
 
 
-# Parameters that say nothing but the shape of the result, which is compared anyway.
+# Parameters that are the shape of the result, or follow from those of the operands (a
+# convolution's groups: its channels by the kernel's). Shapes are compared anyway.
 _SHAPES = {
     primitive: name
     for name, group in {
@@ -346,6 +347,7 @@ _SHAPES = {
         "new_sizes": primitives("reshape"),
         "slice_sizes": primitives("dynamic_slice"),
         "sizes": unlisted("split"),
+        "feature_group_count": primitives("conv_general_dilated"),
     }.items()
     for primitive in group
 }
@@ -353,7 +355,6 @@ _SLICES = set(primitives("slice"))
 _DYNAMIC = set(primitives("dynamic_slice"))
 _PADS = set(primitives("pad"))
 _GATHERS = set(primitives("gather"))
-_CONVOLUTIONS = set(primitives("conv_general_dilated"))
 
 
 class _Walk:
@@ -526,10 +527,6 @@ class _Walk:
                 a == b or (a == m and b == n)
                 for a, b, m, n in zip(old, new, whole, left)
             )
-        if primitive in _CONVOLUTIONS and name == "feature_group_count":
-            axis = eqn.params["dimension_numbers"].lhs_spec[1]
-            ins = [e.invars[0].aval.shape[axis] for e in (eqn, twin)]
-            return (old, new) == tuple(ins)  # depthwise: a group for each channel
         return False
 
     def _starts(self, eqn: Any, twin: Any, read: Read) -> None:
