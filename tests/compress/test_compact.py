@@ -128,11 +128,18 @@ def test_a_weight_too_small_to_be_squared_is_alive():
     assert small.manifest["groups"][0]["removed"] == [1]
 
 
-def test_at_least_one_unit_stays():
-    params = {"w": jnp.ones((2, 3)), "v": jnp.zeros((3, 1))}
-    small = compact(params, volax.pair("w", "v"))
-    assert small.sizes == {"w": (2, 1), "v": (1, 1)}
-    assert [k.reason for k in small.kept] == ["at least one unit stays"]
+@pytest.mark.parametrize(
+    ("round_to", "left", "reason"),
+    [
+        (1, 1, "at least one unit stays"),
+        (8, 8, "at least one unit stays and the count is a multiple of 8"),
+    ],
+)
+def test_reasons_for_dead_units_that_stay(round_to, left, reason):
+    params = {"w": jnp.ones((2, 12)), "v": jnp.zeros((12, 1))}
+    small = compact(params, volax.pair("w", "v"), round_to=round_to)
+    assert small.sizes["w"] == (2, left)
+    assert [k.reason for k in small.kept] == [reason]
 
 
 @pytest.mark.parametrize(
