@@ -111,7 +111,7 @@ def test_a_share_of_the_largest_weight():
         ),
         (
             lambda: binarize(
-                {"k": jnp.ones((2, 2), int)}, mask=volax.path_matches("k")
+                {"k": jnp.ones((2, 2), jnp.int32)}, mask=volax.path_matches("k")
             ),
             "'k' is of dtype int32",
         ),
