@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from volax.pairs import layout
-from volax.pairs.records import Axis, Group, Member
+from volax.pairs.records import Axis, Group, Member, cannot_cut
 
 Leaves = Mapping[str, np.ndarray]
 
@@ -130,6 +130,8 @@ def uncuttable(
     Returns:
       The reason, or ``None``.
     """
+    if group.carries:
+        return cannot_cut(group.carries)
     last = len(group.sizes) - 1
     for member in group.carriers:
         if len([a for a in member.axes if last in a.units]) != 1:

@@ -495,9 +495,10 @@ def _order(rng: np.random.Generator, group: Group) -> np.ndarray | None:
     """Which unit takes whose place: another one in the same layer, where it can be.
 
     Only the last index of a unit is ever cut, and in every layer other entries of it.
+    Where the units carry an array that is no member, they are told apart by it.
     """
     last = len(group.sizes) - 1
-    if group.sizes[last] < 2:
+    if group.carries or group.sizes[last] < 2:
         return None
     shared = False
     for member in group.carriers:

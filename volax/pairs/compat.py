@@ -81,6 +81,29 @@ def unlisted(*names: str) -> Iterator[core.Primitive]:
             yield found
 
 
+def _harmless_effects() -> tuple[type, ...]:
+    """The classes of effects that change no value: of debug prints and axis names."""
+
+    def traced(x: Any) -> Any:
+        jax.debug.print("{}", x)
+        jax.debug.print("{}", x, ordered=True)
+        return lax.psum(x, "axis")
+
+    eqns = jax.make_jaxpr(traced, axis_env=[("axis", 2)])(0.0).eqns
+    return tuple({type(effect) for eqn in eqns for effect in eqn.effects})
+
+
+_HARMLESS = _harmless_effects()
+
+
+def has_effects(eqn: Any) -> bool:
+    """Whether an equation does more than give results: writes to a mutable array.
+
+    A debug print does not count.
+    """
+    return any(not isinstance(effect, _HARMLESS) for effect in eqn.effects)
+
+
 _HERE = os.path.dirname(__file__)
 _OURS = (_HERE, os.path.join(os.path.dirname(_HERE), "_nnx.py"), "<frozen")
 _JAX = re.compile(r"site-packages/jax(lib)?/")

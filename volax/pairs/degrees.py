@@ -38,15 +38,24 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-    """What is known of one occurrence: ``row`` None fits any degree."""
+    """What is known of one occurrence.
+
+    Attributes:
+      row: its degree; None fits any degree.
+      zero: whether it is zero at a unit whose weights are all zero.
+      unfed: whether it is zero at a unit whose producers and biases are zero, but not
+        what multiplies the unit, as the scale of a norm or a depthwise kernel does.
+      places: the parameters that it is made of while it is still a weight.
+    """
 
     row: Row | None
     zero: int = PLAIN
+    unfed: int = PLAIN
     places: frozenset[Place] = frozenset()
 
 
 _NOTHING = Fact({})
-_ANY_ZERO = Fact(None, ZERO)
+_ANY_ZERO = Fact(None, ZERO, ZERO)
 _ANY = Fact(None)
 Key = tuple[int, int, Term]  # axis, piece, leaf
 
@@ -108,7 +117,9 @@ class Degrees:
             for leaf in piece.leaves:
                 place = Place(path, k, piece, leaf, value)
                 self.places.setdefault(leaf, []).append(place)
-                facts[k, i, leaf] = Fact({place: Fraction(1)}, ZERO, frozenset({place}))
+                facts[k, i, leaf] = Fact(
+                    {place: Fraction(1)}, ZERO, ZERO, frozenset({place})
+                )
 
     def _fact(self, value: Value, key: Key) -> Fact:
         found = self.facts.get(value, {}).get(key)
@@ -123,7 +134,7 @@ class Degrees:
         seen = set()
         facts = self.facts[op.out] = {}
         for key, given in self._given(op):
-            facts[key] = self._combined(op, key[2], given)
+            facts[key] = self._combined(op, key, given)
             seen.add(key[2])
         for a, b in op.contracted:
             seen |= self._contract(op, a, b)
@@ -209,7 +220,8 @@ class Degrees:
             ]
         return joined
 
-    def _combined(self, op: Op, leaf: Term, given: list[Fact | None]) -> Fact:
+    def _combined(self, op: Op, key: Key, given: list[Fact | None]) -> Fact:
+        axis, _, leaf = key
         cases = given
         if op.law == "select":
             cases = given[:-1]
@@ -220,9 +232,20 @@ class Degrees:
         places = frozenset().union(*(f.places for f in facts))
         if op.out.kind != WEIGHT:
             places = frozenset()
-        if op.zero == "again" and len({f.zero for f in facts}) > 1:
+        states = [{f.zero for f in facts}, {f.unfed for f in facts}]
+        if op.zero == "again" and max(map(len, states)) > 1:
             self.revived.add(leaf)
-        return Fact(self._law(op, leaf, cases), _zero(op.zero, facts), places)
+        zero = _zero(op.zero, [f and f.zero for f in cases])
+        unfed = [f and self._unfed(op, n, axis, f) for n, f in enumerate(cases)]
+        return Fact(self._law(op, leaf, cases), zero, _zero(op.zero, unfed), places)
+
+    def _unfed(self, op: Op, n: int, axis: int, fact: Fact) -> int:
+        """An operand's ``unfed``: a weight that multiplies units is not zero here."""
+        if op.merges or op.out.kind != ACTIVATION or op.ins[n].kind != WEIGHT:
+            return fact.unfed
+        link = op.links[n].get(axis)
+        multiplies = link is not None and _role(op, n, link[0]) in ("scale", "filter")
+        return PLAIN if multiplies else fact.unfed
 
     def _law(self, op: Op, leaf: Term, given: list[Fact | None]) -> Row | None:
         rows = [f.row for f in given if f is not None and f.row is not None]
@@ -235,9 +258,7 @@ class Degrees:
                 if fact is not None and weight:
                     if fact.row is None:
                         return None
-                    total = plus(
-                        total, fact.row, Fraction(weight).limit_denominator(64)
-                    )
+                    total = plus(total, fact.row, Fraction(weight))
             return total
         if op.law == "zero":
             for row in rows:
@@ -286,19 +307,20 @@ class Degrees:
         for n, value in enumerate(op.ins):
             if value.kind != WEIGHT:
                 continue
-            contracted = {pair[n] for pair in op.contracted if n < 2}
-            batch = op.batch[n] if n < len(op.batch) else ()
             mixed = {k for i, k in op.mixed if i == n}
             for (axis, _, _), fact in self.facts.get(value, {}).items():
-                if axis in mixed:
-                    continue
-                role = op.meet
-                if axis in contracted:
-                    role = "consumer"
-                elif axis in batch:
-                    role = "filter"
-                for place in fact.places:
-                    place.roles.add(role)
+                if axis not in mixed:
+                    for place in fact.places:
+                        place.roles.add(_role(op, n, axis))
+
+
+def _role(op: Op, n: int, axis: int) -> str:
+    """What an axis of a weight is where the weight, operand ``n``, meets data."""
+    if axis in {pair[n] for pair in op.contracted if n < 2}:
+        return "consumer"
+    if n < len(op.batch) and axis in op.batch[n]:
+        return "filter"
+    return op.meet
 
 
 def plus(a: Row, b: Row, weight: Fraction) -> Row:
@@ -311,17 +333,20 @@ def plus(a: Row, b: Row, weight: Fraction) -> Row:
     return out
 
 
-def _zero(how: str | int, facts: list[Fact]) -> int:
-    """Whether a result is zero at a unit without weights, from its operands."""
-    states = [f.zero for f in facts]
-    if how == "singular":
-        return SINGULAR if any(states) else PLAIN
-    if how == "lost" or not states:
-        return PLAIN
-    if isinstance(how, int):
-        return states[how]
-    if how == "div":
-        return SINGULAR if any(states[1:]) else states[0]
-    if SINGULAR in states:
+def _zero(how: str | int, states: list[int | None]) -> int:
+    """Whether a result is zero at a unit without weights, from its operands.
+
+    An operand is None where the result's entries do not come from it.
+    """
+    given = [state for state in states if state is not None]
+    if SINGULAR in given:
         return SINGULAR
-    return ZERO if (any if how == "any" else all)(s == ZERO for s in states) else PLAIN
+    if how == "singular":
+        return SINGULAR if ZERO in given else PLAIN
+    if how == "lost" or not given:
+        return PLAIN
+    if how == "div":
+        return SINGULAR if ZERO in states[1:] else states[0] or PLAIN
+    if isinstance(how, int):
+        return states[how] or PLAIN
+    return ZERO if (any if how == "any" else all)(s == ZERO for s in given) else PLAIN

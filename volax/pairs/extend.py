@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 R = TypeVar("R", bound=Callable[..., Any])
 
 
-def register_rule(*primitives: Any) -> Callable[[R], R]:
+def register_rule(*primitives: Any, params: str = "") -> Callable[[R], R]:
     """Teaches the tracer a primitive of your own, such as a kernel's.
 
     A primitive without a rule refuses all units that it touches. The rule is trusted:
@@ -17,6 +17,8 @@ def register_rule(*primitives: Any) -> Callable[[R], R]:
     Args:
       *primitives: instances of ``jax.extend.core.Primitive``; a rule that was
         registered before is replaced.
+      params: names of the primitives' parameters that the rule reads, or that change no
+        value, in one text; an equation with any other parameter is refused.
 
     Returns:
       A decorator for ``rule(tape, eqn, *operands)``, which returns the traced result,
@@ -59,7 +61,7 @@ def register_rule(*primitives: Any) -> Callable[[R], R]:
             raise ValueError(
                 f"register_rule: {primitive.name} is followed inside and takes no rule"
             )
-    return rule(primitives)
+    return rule(primitives, params=params)
 
 
 def elementwise(

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from volax.pairs import terms
 from volax.pairs.compat import source_line
 from volax.pairs.degrees import ZERO, Degrees, Place
-from volax.pairs.records import Group, Member
+from volax.pairs.records import Group, Member, cannot_cut
 from volax.pairs.result import Groups, Refusal
 from volax.pairs.solve import Solution, solve
 from volax.pairs.tape import CONST, WEIGHT, Op, Tape, Value
@@ -24,11 +24,13 @@ class Given:
       params: values of the trained parameters by path.
       states: paths and values of the inputs that may be cut (running statistics).
       data: values of the other inputs and of captured arrays, with a name.
+      unknown: state that the program does not read, and the state that it may lie like.
     """
 
     params: dict[str, Value]
     states: list[tuple[str, Value]]
     data: list[Value]
+    unknown: list[tuple[Value, Value]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass
@@ -57,6 +59,7 @@ class Grouping:
         self.carrying: dict[Term, list[Value]] = defaultdict(list)
         self.crossed: set[Term] = set()
         self.held: dict[Value, set[Term]] = {}
+        self.beside: dict[tuple[Value, Term], set[Term]] = {}
         for value in tape.values:
             self._carry(value)
         self.mixed: dict[Value, set[Term]] = defaultdict(set)
@@ -86,13 +89,16 @@ class Grouping:
             if value.kind >= WEIGHT:
                 self.carrying[leaf].append(value)
 
-    def _foreign(self) -> dict[Term, list[Value]]:
-        """Arrays that are no parameters, by the leaves that lie along them."""
-        found: dict[Term, list[Value]] = defaultdict(list)
-        for value in (*self.given.data, *self.states):
+    def _foreign(self) -> dict[Term, tuple[str, ...]]:
+        """Names of arrays that cannot be cut, by the leaves that lie along them."""
+        found: dict[Term, set[str]] = defaultdict(set)
+        for value in self.given.data:
             for leaf in self.held[value]:
-                found[leaf].append(value)
-        return found
+                found[leaf].add(value.name)
+        for value, beside in self.given.unknown:
+            for leaf in self.held[beside] - self.held[value]:
+                found[leaf].add(f"{value.name}, which the function does not read,")
+        return {leaf: tuple(sorted(names)) for leaf, names in found.items()}
 
     def groups(self) -> Groups:
         """The records of the program."""
@@ -175,13 +181,8 @@ class Grouping:
         """A group that is no pair is only good for cutting: all of it must be ours."""
         if unit.solution.degrees is not None:
             return None
-        for value in self.foreign[unit.leaf]:
-            if value not in self.states:
-                why = f"{value.name} lies along the units and cannot be cut"
-                if value.name == "a captured array":
-                    why += "; pass it as an input"
-                return Poison(why)
-        return None
+        carries = self.foreign.get(unit.leaf)
+        return Poison(cannot_cut(carries)) if carries else None
 
     def _joined(self, unit: Unit) -> frozenset[Term]:
         """The leaves that number the units together with this one."""
@@ -206,11 +207,29 @@ class Grouping:
             if len(axes) != 1 and other not in place.piece.leaves:
                 return False
         for value in self.carrying[unit.leaf]:
-            if other not in self.held[value] or other in self.mixed[value]:
+            beside = self._beside(value, unit.leaf)
+            if other not in beside or other in self.mixed[value]:
                 return False
             if value.carried is not None and other in terms.leaves(value.carried):
                 return False
         return True
+
+    def _beside(self, value: Value, leaf: Term) -> set[Term]:
+        """The leaves that number a value's entries together with a leaf.
+
+        They lie along other axes, in the same piece of its axis, or along an enclosing
+        loop; another piece of its axis holds other units instead.
+        """
+        if (value, leaf) in self.beside:
+            return self.beside[value, leaf]
+        found = {other for loop in value.loops for other in terms.leaves(loop)}
+        places = list(self.degrees.occurrences(value))
+        own = {axis for axis, _, piece in places if leaf in piece.leaves}
+        for axis, _, piece in places:
+            if axis not in own or leaf in piece.leaves:
+                found.update(piece.leaves)
+        self.beside[value, leaf] = found
+        return found
 
     def _record(self, unit: Unit, wholes: dict[Term, frozenset[Term]]) -> Group:
         """The group of a unit, a pair if the solution says so."""
@@ -232,14 +251,16 @@ class Grouping:
         made["states"] = self._states(unit, units)
         pairs = {k: tuple(v) for k, v in made.items()}
         uses = self.degrees.uses[unit.leaf]
+        carries = self.foreign.get(unit.leaf, ())
         note, source = "", None
         if degrees is None:
             note, source = unit.solution.why, _line(unit.solution.op)
         else:
-            names = {v.name for v in self.foreign[unit.leaf] if v not in self.states}
-            note = f"carries {', '.join(sorted(names))}" if names else ""
+            note = f"carries {', '.join(carries)}" if carries else ""
         # A running mean is subtracted from what is zero, unless gamma is the producer.
-        kept = all(use.units.zero == ZERO for use in uses)
+        # A pair's units scale by c with what is judged, so at c = 0 they are zero.
+        found = (u.units.unfed if degrees is None else u.units.zero for u in uses)
+        kept = all(state == ZERO for state in found)
         kept = kept and (degrees is not None or not made["states"])
         kept = kept and unit.leaf not in self.degrees.revived
         if degrees is None:
@@ -249,6 +270,7 @@ class Grouping:
             homogeneous=degrees is not None,
             through=self._through(unit),
             keeps_zero=kept,
+            carries=carries,
             note=note,
             source=source,
             **{"producers": (), "consumers": (), **pairs},
@@ -369,12 +391,3 @@ def _twice(op: Op, leaf: Term) -> bool:
 
 def _line(op: Any) -> str | None:
     return None if op is None or op.eqn is None else source_line(op.eqn)
-
-
-def state_like(values: Iterable[Value], made: set[Term]) -> list[Value]:
-    """The values all of whose axes carry units that parameters make."""
-    return [
-        v
-        for v in values
-        if all(t is None or set(terms.leaves(t)) <= made for t in v.axes)
-    ]

@@ -26,6 +26,9 @@ import numpy as np
 
 from volax import masks
 
+# Names of what no caller handed in and still may lie along units.
+CAPTURED, RANDOM = "a captured array", "random numbers"
+
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
@@ -118,6 +121,9 @@ class Group:
         it stands: found by tracing it with fewer units, none where it is the same.
       keeps_zero: whether units whose incoming weights and biases are zero are still
         zero where they are consumed.
+      carries: names of what else lies along the units and cannot be cut: inputs,
+        captured arrays, random numbers. Rescaling leaves it alone; ``volax.compact``
+        keeps all units of such a group.
       note: why a group is no pair, or what else a reader should know.
       source: ``file:line`` of the operation that the note is about, where known.
 
@@ -139,6 +145,7 @@ class Group:
     fixed: tuple[Member, ...] = dataclasses.field(default=(), compare=False)
     constants: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     keeps_zero: bool | None = dataclasses.field(default=None, compare=False)
+    carries: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     note: str = dataclasses.field(default="", compare=False)
     source: str | None = dataclasses.field(default=None, compare=False)
 
@@ -203,6 +210,18 @@ class Group:
             biases=fitted(self.biases),
             scales=fitted(self.scales),
         )
+
+
+def cannot_cut(carries: Sequence[str]) -> str:
+    """The reason that the arrays of ``Group.carries`` give against cutting."""
+    if RANDOM in carries:
+        return (
+            "random numbers are drawn along the units, and fewer units would get "
+            "others; trace the model in evaluation mode"
+        )
+    verb = "lies" if len(carries) == 1 else "lie"
+    why = f"{', '.join(carries)} {verb} along the units and cannot be cut"
+    return why + ("; pass it as an input" if CAPTURED in carries else "")
 
 
 def _unit_sizes(producer: Member, shape: tuple[int, ...]) -> tuple[int, ...]:

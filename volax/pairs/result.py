@@ -163,7 +163,7 @@ def _group(data: dict[str, Any]) -> Group:
     """A group from its plain form."""
     fields = dict(data)
     for field in dataclasses.fields(Group):
-        value = fields[field.name]
+        value = fields.get(field.name)
         if isinstance(value, list):
             fields[field.name] = tuple(
                 _member(v) if isinstance(v, dict) else v for v in value

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from volax import masks
 from volax.pairs import terms
 from volax.pairs.adapters import Traceable
-from volax.pairs.grouping import Given, Grouping, state_like
+from volax.pairs.grouping import Given, Grouping
+from volax.pairs.records import CAPTURED, RANDOM
 from volax.pairs.result import Groups
+from volax.pairs.state import tie_averages, tie_outputs, unit_trees, unread_beside
 from volax.pairs.tape import DATA, WEIGHT, Tape, Value
 from volax.pairs.trace import interpret
 from volax.pairs.widths import Program, marked
@@ -36,7 +38,7 @@ def search(given: Traceable, what: str, ignore: Any = ()) -> Groups:
     }
     if not params:
         raise ValueError(f"{what}: params holds no arrays")
-    states, trees, data = [], {}, []
+    states, declared, trees, data = [], {}, {}, []
     arrays = list(params.values())
     for k, tree in enumerate(given.inputs):
         for path, leaf in masks.flatten_with_path(tree):
@@ -46,31 +48,42 @@ def search(given: Traceable, what: str, ignore: Any = ()) -> Groups:
             arrays.append(value)
             if k in given.states:
                 states.append((name or value.name, value))
+                declared.setdefault(k, []).append((name, value))
             elif path:
                 trees.setdefault(k, []).append((name, value))
             else:
                 data.append(value)
     outs = interpret(tape, closed.jaxpr, closed.consts, arrays)
-    _mark_outputs(tape, outs, result, given.state_outputs, what)
-    tape.read |= {v for v in outs if v is not None}
     read = {v for op in tape.ops for v in op.ins} | tape.read
-    if not read & set(params.values()):
+    unread = set(arrays) - read
+    written = _mark_outputs(tape, outs, result, given.state_outputs, what)
+    tape.read |= {v for v in outs if v is not None}
+    if not (read | tape.read) & set(params.values()):
         some = ", ".join(list(params)[:3])
         raise ValueError(f"{what}: fn uses none of its parameters, such as {some}")
+    inputs = {k: trees[k] for k in trees} | {k: declared[k] for k in declared}
+    tied = tie_outputs(tape, inputs, written)
+    for tree in inputs.values():
+        tie_averages(tape, tree)
     made = {
         leaf for v in params.values() for t in v.axes if t for leaf in terms.leaves(t)
     }
-    inferred = _state_trees(trees, made, data)
+    inferred = tied | unit_trees(
+        {k: tree for k, tree in trees.items() if k not in tied}, made, data
+    )
     for k, tree in trees.items():
         if k in inferred:
             states += tree
         else:
             data += [value for _, value in tree]
-    data += [v for v in tape.values if v.name == "a captured array"]
+    data += [v for v in tape.values if v.name in (CAPTURED, RANDOM)]
+    data += [v for v in params.values() if v.kind == DATA]
     trained = {path: v for path, v in params.items() if v.kind == WEIGHT}
-    grouping = Grouping(tape, Given(trained, states, data))
+    grouping = Grouping(
+        tape, Given(trained, states, data, unread_beside(states, unread))
+    )
     found = grouping.groups()
-    ours = {v for _, v in states} | set(params.values())
+    ours = {v for _, v in states} | set(trained.values())
     program = Program(
         given,
         closed,
@@ -79,26 +92,13 @@ def search(given: Traceable, what: str, ignore: Any = ()) -> Groups:
         {path: v.shape for path, v in (*params.items(), *states)},
         tape.reads,
     )
-    groups = marked(program, found.groups, grouping.last)
-    return dataclasses.replace(found, groups=groups)
-
-
-def _state_trees(
-    trees: dict[int, list[tuple[str, Value]]], made: set[terms.Term], data: list[Value]
-) -> set[int]:
-    """The trees among the inputs that are state, if the others hold the data.
-
-    All arrays of such a tree carry nothing but axes of parameters. Some other input
-    has to have an axis of its own: an example without a batch axis is no state.
-    """
-    alike = {
-        k
-        for k, tree in trees.items()
-        if len(state_like([v for _, v in tree], made)) == len(tree)
-    }
-    rest = [v for k, tree in trees.items() if k not in alike for _, v in tree]
-    others = [v for v in (*data, *rest) if v.shape]
-    return alike if len(state_like(others, made)) < len(others) else set()
+    # What carries an array that cannot be cut is not cut, whatever its width is in.
+    cut = [k for k, group in enumerate(found) if not group.carries]
+    done = marked(program, [found[k] for k in cut], [grouping.last[k] for k in cut])
+    groups = list(found.groups)
+    for k, group in zip(cut, done):
+        groups[k] = group
+    return dataclasses.replace(found, groups=tuple(groups))
 
 
 def _ignored(ignore: Any, named: Mapping[str, Any], what: str) -> set[str]:
@@ -141,8 +141,8 @@ def _value(tape: Tape, leaf: Any, path: str, ignored: bool) -> Value:
 
 def _mark_outputs(
     tape: Tape, outs: Any, result: Any, state_outputs: Any, what: str
-) -> None:
-    """Units that reach an output are refused, unless it writes state back."""
+) -> list[list[tuple[str, Value]]]:
+    """Refuses units that reach an output; returns the trees that write state back."""
     flat = jax.tree_util.tree_flatten_with_path(result)[0]
     count = len(result) if isinstance(result, tuple | list) else 0
     for place in state_outputs:
@@ -152,13 +152,17 @@ def _mark_outputs(
                 + (f"a tuple of {count}" if count else "which is no tuple")
             )
     places = {k % count for k in state_outputs}
+    written: dict[int, list[tuple[str, Value]]] = {k: [] for k in places}
     for (path, _), value in zip(flat, outs):
-        if path and getattr(path[0], "idx", None) in places:
+        place = getattr(path[0], "idx", None) if path else None
+        if place is not None and place in places:
+            written[place].append((masks.key_path(path[1:]), value))
             continue
         where = jax.tree_util.keystr(path, simple=True, separator="/")
         why = "the units reach the output" + (f" {where}" if where else "")
         for term in value.axes:
             tape.poison(term, why, _maker(tape, value))
+    return list(written.values())
 
 
 def _maker(tape: Tape, value: Value) -> Any:

@@ -178,6 +178,10 @@ class Tape:
         to be mixed are poisoned here, so a rule that forgets an axis fails closed.
         Mixed axes are poisoned for the reason ``why``, quietly where nobody would
         look for units. ``masks`` says that data only masks or scales a weight.
+
+        A result's axis of size n that comes from no operand's axis is poisoned too:
+        its entries differ by their place, and with n - 1 units the program would put
+        other entries there. Only where entries are repeated do they not differ.
         """
         name = self.labels[-1] if self.labels else eqn.primitive.name
         shape = tuple(eqn.outvars[0].aval.shape if shape is None else shape)
@@ -187,6 +191,7 @@ class Tape:
         for i, n in enumerate(shape):
             held = [v.own[link[i][0]] for v, link in zip(ins, links) if i in link]
             own.append(any(held) if held else fresh and n != 1)
+        new = [i for i, n in enumerate(shape) if n != 1 and axes[i] is None and fresh]
         for before, after in law.get("merges", ()):
             for i in after:
                 own[i] = any(ins[0].own[k] for k in before)
@@ -210,6 +215,8 @@ class Tape:
                     self.poison(term, why or _MIXES.format(name), eqn, quiet)
                 elif k not in followed:
                     self.poison(term, _MIXES.format(name), eqn)
+        for i in new:
+            self.poison(out.axes[i], why or _MIXES.format(name), eqn, quiet)
         self.ops.append(done)
         return out
 

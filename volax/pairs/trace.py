@@ -3,18 +3,26 @@
 It sees a program, not a model: calls of every kind are walked through with an
 environment of their own (two calls may share one jaxpr), the body of a scan is walked
 once for all its steps, and code whose results nobody uses is not walked at all.
-A primitive without a rule, and control flow that depends on values, refuses every
-unit it touches.
+A primitive without a rule, one with side effects, and control flow that depends on
+values refuse every unit they touch.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jax.extend import core
 
-from volax.pairs.compat import in_library, primitives, scan_counts, unlisted
+from volax.pairs.compat import (
+    has_effects,
+    in_library,
+    primitives,
+    scan_counts,
+    unlisted,
+)
+from volax.pairs.records import CAPTURED
 from volax.pairs.rules import RULES
-from volax.pairs.rules.registry import same, shape_of
+from volax.pairs.rules.registry import PARAMS, same, shape_of, unknown_params
 from volax.pairs.tape import ACTIVATION, CONST, DATA, WEIGHT, Read, Tape, Value
 from volax.pairs.terms import Term
 
@@ -27,6 +35,23 @@ CACHED = set(primitives("jit", "custom_jvp_call", "custom_vjp_call"))
 SCANS = set(primitives("scan"))
 MAPS = set(unlisted("shard_map"))
 FOLLOWED = CALLS | SCANS | MAPS
+# What to run, how to differentiate it, where and how fast it runs. The function's value
+# depends on the first alone.
+_CALL_PARAMS = (
+    "jaxpr call_jaxpr fun_jaxpr name num_consts jvp_jaxpr_fun fwd_jaxpr_thunk bwd "
+    "out_trees symbolic_zeros prevent_cse differentiated policy inline keep_unused "
+    "donated_invars in_shardings out_shardings in_layouts out_layouts ctx_mesh "
+    "compiler_options_kvs"
+)
+# Reversed, the steps are the same set, so that one walk still stands for all of them.
+_SCAN_PARAMS = (
+    "jaxpr length num_consts num_carry ft_in ft_out reverse unroll linear "
+    "_split_transpose"
+)
+_MAP_PARAMS = "jaxpr mesh in_specs out_specs check_vma newly_manual_axes"
+PARAMS.update(dict.fromkeys(MAPS, frozenset(_MAP_PARAMS.split())))
+PARAMS.update(dict.fromkeys(CALLS, frozenset(_CALL_PARAMS.split())))
+PARAMS.update(dict.fromkeys(SCANS, frozenset(_SCAN_PARAMS.split())))
 _CONTRACTIONS = {
     *primitives("dot_general", "conv_general_dilated", "while", "cond"),
     *SCANS,
@@ -54,15 +79,15 @@ def interpret(
         env[var] = const if isinstance(const, Value) else constant(tape, const, True)
     env.update(zip(jaxpr.invars, args))
     for eqn, outs in live_eqns(jaxpr, tuple(wanted or [True] * len(jaxpr.outvars)))[0]:
-        if eqn.primitive in CALLS:
+        if is_followed(eqn):
+            walk = _shard_map if eqn.primitive in MAPS else _call
+            walk = _scan if eqn.primitive in SCANS else walk
             ins = [_peek(env, v, tape) for v in eqn.invars]
-            results = _call(tape, eqn, ins, outs)
-        elif eqn.primitive in SCANS:
-            ins = [_peek(env, v, tape) for v in eqn.invars]
-            results = _scan(tape, eqn, ins, outs)
-        elif eqn.primitive in MAPS:
-            ins = [_peek(env, v, tape) for v in eqn.invars]
-            results = _shard_map(tape, eqn, ins, outs)
+            results = walk(tape, eqn, ins, outs)
+        elif has_effects(eqn):
+            ins = [read(v) for v in eqn.invars]
+            why = f"{eqn.primitive.name} has side effects, which are not followed"
+            results = _refuse(tape, eqn, ins, why, True)
         else:
             ins = [read(v) for v in eqn.invars]
             results = _applied(tape, eqn, ins)
@@ -70,6 +95,11 @@ def interpret(
         env.update(zip(eqn.outvars, results))
     keep = wanted or [True] * len(jaxpr.outvars)
     return [read(v) if w else None for v, w in zip(jaxpr.outvars, keep)]
+
+
+def is_followed(eqn: Any) -> bool:
+    """Whether what an equation runs is walked through, where a rule would stand."""
+    return eqn.primitive in FOLLOWED and not unknown_params(eqn)
 
 
 def _peek(env: dict, atom: Any, tape: Tape) -> Value | None:
@@ -81,31 +111,41 @@ def constant(tape: Tape, value: Any, captured: bool = False) -> Value:
     shape = tuple(getattr(value, "shape", ()))
     if shape or captured:
         made = tape.value(shape, DATA)
-        made.name = "a captured array"
+        made.name = CAPTURED
         return made
     try:
-        return tape.value((), CONST, known=float(value))
+        exact = np.asarray(value, getattr(value, "dtype", None))
+        return tape.value((), CONST, known=float(exact))
     except (TypeError, ValueError):
         return tape.value((), CONST)
 
 
 def _applied(tape: Tape, eqn: Any, ins: Sequence[Value]) -> list[Value]:
     """The rule's results; a rule that does not know what it sees refuses as well."""
-    rule = RULES.get(eqn.primitive)
+    rule, name = RULES.get(eqn.primitive), eqn.primitive.name
+    if unknown := unknown_params(eqn):
+        why = f"the rule for {name} does not know its parameter {min(unknown)}"
+        return _refuse(tape, eqn, ins, why)
     if rule is None:
         return _refuse(tape, eqn, ins)
     try:
         made = rule(tape, eqn, *ins)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
-        return _refuse(tape, eqn, ins, f"the rule for {eqn.primitive.name}: {e!r}")
-    return made if isinstance(made, list) else [made]
+        return _refuse(tape, eqn, ins, f"the rule for {name}: {e!r}")
+    made = made if isinstance(made, list) else [made]
+    if [v.shape for v in made] != [tuple(v.aval.shape) for v in eqn.outvars]:
+        return _refuse(tape, eqn, ins, f"the rule for {name} gives other shapes")
+    return made
 
 
 def _refuse(
-    tape: Tape, eqn: Any, ins: Sequence[Value], failed: str = ""
+    tape: Tape, eqn: Any, ins: Sequence[Value], failed: str = "", effects: bool = False
 ) -> list[Value]:
-    """An operation without a rule: nothing that it touches is followed further."""
-    kind = max((v.kind for v in ins), default=CONST)
+    """An operation without a rule: nothing that it touches is followed further.
+
+    What comes out of one with side effects may depend on all that was written before.
+    """
+    kind = ACTIVATION if effects else max((v.kind for v in ins), default=CONST)
     quiet = kind < WEIGHT
     name = eqn.primitive.name
     why = f"used in {name}" if name in ("cond", "while") else f"no rule for {name}"
@@ -229,6 +269,8 @@ def _scan(
             meet="bias",
             loops=init.loops | {steps},
         )
+        # The entries may be alike at the first step only.
+        carried.own = (True,) * len(carried.own)
         carried.carried = steps
         inner.append(carried)
     for x in args[n + m :]:
@@ -296,12 +338,15 @@ Live = tuple[list[tuple[Any, tuple[bool, ...]]], tuple[bool, ...]]
 
 
 def live_eqns(jaxpr: core.Jaxpr, wanted: tuple[bool, ...]) -> Live:
-    """The equations that the wanted results need, and the arguments that they need."""
+    """The equations that the wanted results need, and the arguments that they need.
+
+    An equation with side effects is needed whether or not its results are.
+    """
     live = {v for v, w in zip(jaxpr.outvars, wanted) if w and isinstance(v, core.Var)}
     kept = []
     for eqn in reversed(jaxpr.eqns):
         outs = tuple(v in live for v in eqn.outvars)
-        if any(outs):
+        if any(outs) or has_effects(eqn):
             kept.append((eqn, outs))
             for v, needed in zip(eqn.invars, _needs(eqn, outs)):
                 if needed and isinstance(v, core.Var):
@@ -310,11 +355,11 @@ def live_eqns(jaxpr: core.Jaxpr, wanted: tuple[bool, ...]) -> Live:
 
 
 def _needs(eqn: Any, outs: tuple[bool, ...]) -> Sequence[bool]:
-    if eqn.primitive in CALLS or eqn.primitive in MAPS:
-        return live_eqns(sub_jaxpr(eqn)[0], outs)[1]
+    if not is_followed(eqn):
+        return (True,) * len(eqn.invars)
     if eqn.primitive in SCANS:
         return scan_needs(eqn, outs)[1]
-    return (True,) * len(eqn.invars)
+    return live_eqns(sub_jaxpr(eqn)[0], outs)[1]
 
 
 def scan_needs(

@@ -44,9 +44,9 @@ from volax.pairs.tape import Read, Value
 from volax.pairs.terms import Term
 from volax.pairs.trace import (
     CACHED,
-    FOLLOWED,
     MAPS,
     SCANS,
+    is_followed,
     live_eqns,
     scan_needs,
     sub_jaxpr,
@@ -453,7 +453,7 @@ class _Walk:
     def _equation(
         self, eqn: Any, twin: Any, outs: tuple[bool, ...], exact: bool
     ) -> None:
-        if eqn.primitive in FOLLOWED:
+        if is_followed(eqn):
             self._called(eqn, twin, outs, exact)
             self._read(eqn, exact)
             return

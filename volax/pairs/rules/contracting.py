@@ -4,6 +4,7 @@ from typing import Any
 
 from volax.pairs import terms
 from volax.pairs.compat import primitives
+from volax.pairs.rules.elementwise import is_narrow
 from volax.pairs.rules.registry import rule, shape_of
 from volax.pairs.tape import ACTIVATION, DATA, WEIGHT, Tape, Value
 from volax.pairs.terms import Term
@@ -30,9 +31,20 @@ def _blank(x: Value, y: Value) -> bool:
     return WEIGHT in (x.kind, y.kind) and 0 in (x.known, y.known)
 
 
-@rule(primitives("dot_general"))
+def _check_width(eqn: Any) -> None:
+    """Refuses a result that is rounded to fewer bits than its operands have."""
+    given = [v.aval.dtype for v in eqn.invars]
+    if is_narrow(eqn.outvars[0].aval.dtype) and not all(map(is_narrow, given)):
+        raise ValueError(f"a result in {eqn.outvars[0].aval.dtype}")
+
+
+@rule(
+    primitives("dot_general"),
+    params="dimension_numbers precision preferred_element_type out_sharding",
+)
 def dot_general(tape: Tape, eqn: Any, x: Value, y: Value) -> Value:
     """Contracts pairs of axes; batch axes are aligned, the others are free."""
+    _check_width(eqn)
     (lhs, rhs), (lhs_batch, rhs_batch) = eqn.params["dimension_numbers"]
     for k, j in zip(lhs, rhs):
         tape.unify(x.axes[k], y.axes[j], eqn)
@@ -84,9 +96,15 @@ def _contraction(
     )
 
 
-@rule(primitives("conv_general_dilated"))
+@rule(
+    primitives("conv_general_dilated"),
+    params="window_strides padding lhs_dilation rhs_dilation dimension_numbers "
+    "feature_group_count batch_group_count precision preferred_element_type "
+    "out_sharding",
+)
 def convolution(tape: Tape, eqn: Any, x: Value, kernel: Value) -> Value:
     """Contracts input channels; positions slide; groups are a factor of both sides."""
+    _check_width(eqn)
     p = eqn.params
     spec, groups = p["dimension_numbers"], p["feature_group_count"]
     (lb, lf, *lpos), (ko, ki, *kpos) = spec.lhs_spec, spec.rhs_spec

@@ -1,12 +1,14 @@
 """Operations on each entry: what they do to the degree of every axis."""
 
 import math
-import operator
+from fractions import Fraction
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from volax.pairs.compat import primitives, unlisted
+from volax.pairs.records import RANDOM
 from volax.pairs.rules.registry import rule, same, shape_of
 from volax.pairs.tape import CONST, DATA, WEIGHT, Tape, Value
 
@@ -29,26 +31,27 @@ def elementwise(tape: Tape, eqn: Any, *ins: Value, **law: Any) -> Value:
 
 
 _ARITHMETIC = {
-    "add": operator.add,
-    "add_any": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "max": max,
-    "min": min,
-    "neg": operator.neg,
+    "add": np.add,
+    "add_any": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.true_divide,
+    "max": np.maximum,
+    "min": np.minimum,
+    "neg": np.negative,
 }
 
 
 def known(eqn: Any, *ins: Value) -> float | None:
-    """The number that the result is, where all operands are known numbers."""
-    given = [v.known for v in ins]
-    if any(g is None for g in given) or eqn.primitive.name not in _ARITHMETIC:
+    """The number that the result is, rounded as the program does, if it is known."""
+    given, name = [v.known for v in ins], eqn.primitive.name
+    dtype = eqn.outvars[0].aval.dtype
+    if any(g is None for g in given) or name not in _ARITHMETIC:
         return None
-    try:
-        return _ARITHMETIC[eqn.primitive.name](*given)
-    except ArithmeticError:
+    if name == "div" and not jnp.issubdtype(dtype, jnp.floating):
         return None
+    with np.errstate(all="ignore"):
+        return float(_ARITHMETIC[name](*(np.asarray(g, dtype) for g in given)))
 
 
 @rule(primitives("add", "sub", "add_jaxvals", "max", "min", "clamp"))
@@ -74,9 +77,11 @@ def _bound(eqn: Any, *ins: Value) -> str | int:
     return unknown[0] if inside.get(eqn.primitive.name) else "all"
 
 
-@rule(primitives("mul", "div"))
+@rule(primitives("mul", "div"), params="out_dtype")
 def multiplicative(tape: Tape, eqn: Any, x: Value, y: Value) -> Value:
     """Degrees add up."""
+    if is_narrow(eqn.outvars[0].aval.dtype) and eqn.params.get("out_dtype"):
+        raise ValueError(f"a result in {eqn.params['out_dtype']}")
     weights, zero = ((1, 1), "any") if eqn.primitive.name == "mul" else ((1, -1), "div")
     number = known(eqn, x, y)
     return elementwise(
@@ -97,33 +102,52 @@ def select(tape: Tape, eqn: Any, which: Value, *cases: Value) -> Value:
     )
 
 
-@rule(
-    primitives("neg", "abs", "real", "copy", "stop_gradient", "name", "device_put"),
-    primitives("sharding_constraint", "reduce_precision"),
-    unlisted("reshard", "pvary"),
-)
-def keep(tape: Tape, eqn: Any, *ins: Value) -> Value:
+@rule(primitives("neg", "abs", "real"))
+def keep(tape: Tape, eqn: Any, x: Value) -> Value:
     """The degree stays."""
-    return elementwise(tape, eqn, *ins, known=known(eqn, *ins) or _kept(eqn, *ins))
+    return elementwise(tape, eqn, x, known=known(eqn, x))
 
 
-def _kept(eqn: Any, *ins: Value) -> float | None:
-    return ins[0].known if eqn.primitive.name not in ("neg", "abs") else None
-
-
-@rule(unlisted("optimization_barrier"))
-def barrier(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
+@rule(primitives("copy", "stop_gradient"), unlisted("optimization_barrier"))
+@rule(primitives("name"), params="name")
+@rule(primitives("device_put"), params="devices srcs copy_semantics")
+@rule(
+    primitives("sharding_constraint"),
+    params="sharding layout context_mesh unconstrained_dims",
+)
+@rule(unlisted("reshard"), params="dst_sharding concrete_mesh")
+@rule(unlisted("pvary"), params="axes axis_index_groups")
+def unchanged(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
     """Every result is its operand."""
     return [
         tape.op(eqn, [v], v.axes, [same(v)], shape=v.shape, known=v.known) for v in ins
     ]
 
 
-@rule(primitives("convert_element_type"))
+@rule(primitives("reduce_precision"), params="exponent_bits mantissa_bits")
+def reduce_precision(tape: Tape, eqn: Any, x: Value) -> Value:
+    """Rounding keeps the degree, as in a cast."""
+    narrow = eqn.params["exponent_bits"] + eqn.params["mantissa_bits"] + 1 < 16
+    return narrowed(tape, eqn, x) if narrow else elementwise(tape, eqn, x)
+
+
+def narrowed(tape: Tape, eqn: Any, x: Value) -> Value:
+    """Fewer than 16 bits hold too few powers of two for units that are rescaled."""
+    return elementwise(tape, eqn, x, law="zero", zero="lost")
+
+
+def is_narrow(dtype: Any) -> bool:
+    """Whether a dtype is floating point with fewer than 16 bits."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16
+
+
+@rule(primitives("convert_element_type"), params="new_dtype weak_type sharding")
 def convert(tape: Tape, eqn: Any, x: Value) -> Value:
     """Casts between floats keep the degree; a cast to integers loses the units."""
     to, given = eqn.params["new_dtype"], eqn.invars[0].aval.dtype
-    number = x.known
+    number = _cast(x.known, to)
+    if is_narrow(to) and not is_narrow(given):
+        return narrowed(tape, eqn, x)
     if not jnp.issubdtype(to, jnp.integer) or not jnp.issubdtype(given, jnp.floating):
         law = "drop" if to == jnp.bool_ else "equal"
         return elementwise(tape, eqn, x, law=law, known=number)
@@ -131,24 +155,46 @@ def convert(tape: Tape, eqn: Any, x: Value) -> Value:
         why = "a cast to integers loses how the units scale"
         mixed = tuple((0, k) for k in range(len(x.shape)))
         return tape.op(
-            eqn, [x], [], [{}], mixed=mixed, why=why, law="zero", known=number
+            eqn,
+            [x],
+            [None] * len(x.shape),
+            [{}],
+            mixed=mixed,
+            why=why,
+            law="zero",
+            known=number,
         )
     return elementwise(tape, eqn, x, law="zero", known=number)
 
 
-def _power(tape: Tape, eqn: Any, x: Value, power: float, **more: Any) -> Value:
+def _cast(number: float | None, to: Any) -> float | None:
+    """A known number in another dtype, as far as the dtype can hold it."""
+    if number is None or jnp.issubdtype(to, jnp.complexfloating):
+        return None
+    if to == jnp.bool_:
+        return float(number != 0)
+    if jnp.issubdtype(to, jnp.integer):
+        held = math.isfinite(number) and (
+            jnp.iinfo(to).min <= number <= jnp.iinfo(to).max
+        )
+        return float(math.trunc(number)) if held else None
+    with np.errstate(all="ignore"):
+        return float(np.asarray(number).astype(to))
+
+
+def _power(tape: Tape, eqn: Any, x: Value, power: int | Fraction, **more: Any) -> Value:
     zero = "all" if power > 0 else "singular" if power < 0 else "lost"
     return elementwise(tape, eqn, x, law="sum", weights=(power,), zero=zero, **more)
 
 
-@rule(primitives("sqrt", "rsqrt", "cbrt", "square"))
+@rule(primitives("sqrt", "rsqrt", "cbrt", "square"), params="accuracy")
 def root(tape: Tape, eqn: Any, x: Value) -> Value:
     """Powers multiply the degree."""
-    powers = {"sqrt": 1 / 2, "rsqrt": -1 / 2, "cbrt": 1 / 3, "square": 2}
-    return _power(tape, eqn, x, powers[eqn.primitive.name])
+    powers = {"sqrt": (1, 2), "rsqrt": (-1, 2), "cbrt": (1, 3), "square": (2, 1)}
+    return _power(tape, eqn, x, Fraction(*powers[eqn.primitive.name]))
 
 
-@rule(primitives("integer_pow"))
+@rule(primitives("integer_pow"), params="y")
 def integer_power(tape: Tape, eqn: Any, x: Value) -> Value:
     """Powers multiply the degree."""
     return _power(tape, eqn, x, eqn.params["y"])
@@ -156,10 +202,14 @@ def integer_power(tape: Tape, eqn: Any, x: Value) -> Value:
 
 @rule(primitives("pow"))
 def power(tape: Tape, eqn: Any, x: Value, y: Value) -> Value:
-    """A known exponent multiplies the degree; any other breaks it."""
+    """A known exponent multiplies the degree; any other breaks it.
+
+    The exponent is the number that the program holds, exactly: 0.33333334 in float32
+    is no third.
+    """
     if y.known is None or not math.isfinite(y.known) or y.kind != CONST:
-        return nonhomogeneous(tape, eqn, x, y)
-    return _power(tape, eqn, x, y.known)
+        return singular(tape, eqn, x, y)
+    return _power(tape, eqn, x, Fraction(y.known))
 
 
 @rule(primitives("sign", "is_finite", "not", "and", "or", "xor"))
@@ -177,6 +227,7 @@ def compare(tape: Tape, eqn: Any, *ins: Value) -> Value:
 @rule(
     primitives("tanh", "erf", "sin", "tan", "asin", "atan", "sinh", "asinh", "atanh"),
     primitives("expm1", "log1p", "floor", "ceil", "round", "erf_inv"),
+    params="accuracy rounding_method",
 )
 def zero_keeping(tape: Tape, eqn: Any, x: Value) -> Value:
     """Not homogeneous, with f(0) = 0."""
@@ -184,30 +235,37 @@ def zero_keeping(tape: Tape, eqn: Any, x: Value) -> Value:
 
 
 @rule(
-    primitives(
-        "exp", "exp2", "log", "log2", "logistic", "cos", "cosh", "acos", "acosh"
-    ),
-    primitives("erfc", "lgamma", "digamma", "bessel_i0e", "bessel_i1e", "polynomial"),
-    primitives("one_minus_square", "atan2", "rem", "nextafter", "igamma", "igammac"),
+    primitives("exp", "exp2", "logistic", "cos", "cosh", "acos", "erfc", "polynomial"),
+    primitives("bessel_i0e", "bessel_i1e", "one_minus_square", "atan2", "nextafter"),
     primitives("shift_left", "shift_right_logical", "shift_right_arithmetic", "clz"),
-    primitives("population_count", "polygamma", "zeta", "imag", "conj", "complex"),
+    primitives("population_count", "imag", "conj", "complex"),
+    params="accuracy input_dtype unroll",
 )
 def nonhomogeneous(tape: Tape, eqn: Any, *ins: Value) -> Value:
     """Whatever scales its operand breaks it."""
-    zero = "singular" if eqn.primitive.name in ("log", "log2") else "lost"
-    return elementwise(tape, eqn, *ins, law="zero", zero=zero)
+    return elementwise(tape, eqn, *ins, law="zero", zero="lost")
 
 
-@rule(primitives("bitcast_convert_type"))
+@rule(primitives("log", "log2"), params="accuracy")
+@rule(
+    primitives("acosh", "lgamma", "digamma", "rem", "igamma", "igammac"),
+    primitives("polygamma", "zeta"),
+)
+def singular(tape: Tape, eqn: Any, *ins: Value) -> Value:
+    """Not homogeneous, and at zero perhaps not even finite."""
+    return elementwise(tape, eqn, *ins, law="zero", zero="singular")
+
+
+@rule(primitives("bitcast_convert_type"), params="new_dtype")
 def bitcast(tape: Tape, eqn: Any, x: Value) -> Value:
     """Bits of another type are not numbers that scale."""
     if shape_of(eqn) != x.shape:
         mixed = tuple((0, k) for k in range(len(x.shape)))
-        return tape.op(eqn, [x], [], [{}], mixed=mixed)
+        return tape.op(eqn, [x], [None] * len(shape_of(eqn)), [{}], mixed=mixed)
     return nonhomogeneous(tape, eqn, x)
 
 
-@rule(primitives("iota"))
+@rule(primitives("iota"), params="dtype shape dimension sharding")
 def iota(tape: Tape, eqn: Any) -> Value:
     """Data: an index is no number that scales, and it cannot be cut."""
     out = tape.value(shape_of(eqn), DATA)
@@ -215,7 +273,7 @@ def iota(tape: Tape, eqn: Any) -> Value:
     return out
 
 
-@rule(primitives("random_bits"))
+@rule(primitives("random_bits"), params="bit_width shape")
 def random_bits(tape: Tape, eqn: Any, key: Value) -> Value:
-    """Data, of any size."""
-    return tape.value(shape_of(eqn), max(DATA, key.kind))
+    """Data of any size, but not the same data for another size."""
+    return tape.value(shape_of(eqn), max(DATA, key.kind), name=RANDOM)

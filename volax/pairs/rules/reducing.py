@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from jax import lax
+
 from volax.pairs.compat import primitives, unlisted
 from volax.pairs.rules.registry import rule, same, shape_of
-from volax.pairs.tape import Tape, Value
+from volax.pairs.tape import CONST, Tape, Value
 
 _OVER = "{} runs over the units"
 
@@ -20,19 +22,26 @@ def _reduce(tape: Tape, eqn: Any, x: Value, **law: Any) -> Value:
     )
 
 
-@rule(primitives("reduce_sum", "reduce_max", "reduce_min"))
+@rule(primitives("reduce_sum", "reduce_max", "reduce_min"), params="axes out_sharding")
 def reduce_keeping(tape: Tape, eqn: Any, x: Value) -> Value:
     """Sums and extremes over other axes scale as their operand does."""
     return _reduce(tape, eqn, x)
 
 
-@rule(primitives("reduce_prod", "reduce_and", "reduce_or", "reduce_xor"))
+@rule(
+    primitives("reduce_prod", "reduce_and", "reduce_or", "reduce_xor"),
+    params="axes out_sharding",
+)
 def reduce_breaking(tape: Tape, eqn: Any, x: Value) -> Value:
     """Products over other axes are not followed as powers."""
     return _reduce(tape, eqn, x, law="zero", zero="lost")
 
 
-@rule(primitives("psum", "pmax", "pmin"), unlisted("psum_invariant"))
+@rule(
+    primitives("psum", "pmax", "pmin"),
+    unlisted("psum_invariant"),
+    params="axes axis_index_groups",
+)
 def over_devices(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
     """Sums and extremes over the devices of a mesh, entry by entry."""
     if not all(isinstance(name, str) for name in eqn.params["axes"]):
@@ -40,13 +49,13 @@ def over_devices(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
     return [tape.op(eqn, [v], v.axes, [same(v)], shape=v.shape) for v in ins]
 
 
-@rule(primitives("argmax", "argmin"))
+@rule(primitives("argmax", "argmin"), params="axes index_dtype")
 def reduce_to_index(tape: Tape, eqn: Any, x: Value) -> Value:
     """The place of an extreme does not scale."""
     return _reduce(tape, eqn, x, law="drop", zero="lost")
 
 
-@rule(primitives("cumsum", "cummax", "cummin"))
+@rule(primitives("cumsum", "cummax", "cummin"), params="axis reverse")
 def cumulative(tape: Tape, eqn: Any, x: Value, **law: Any) -> Value:
     """Running sums and extremes along another axis."""
     k = eqn.params["axis"]
@@ -56,13 +65,16 @@ def cumulative(tape: Tape, eqn: Any, x: Value, **law: Any) -> Value:
     return tape.op(eqn, [x], axes, [same(x, k)], mixed=mixed, why=why, **law)
 
 
-@rule(primitives("cumprod", "cumlogsumexp"))
+@rule(primitives("cumprod", "cumlogsumexp"), params="axis reverse")
 def cumulative_breaking(tape: Tape, eqn: Any, x: Value) -> Value:
     """Running products along another axis."""
     return cumulative(tape, eqn, x, law="zero", zero="lost")
 
 
-@rule(primitives("reduce_window_sum", "reduce_window_max", "reduce_window_min"))
+@rule(
+    primitives("reduce_window_sum", "reduce_window_max", "reduce_window_min"),
+    params="window_dimensions window_strides padding base_dilation window_dilation",
+)
 def pooling(tape: Tape, eqn: Any, x: Value) -> Value:
     """Pooling along some axes; the others pass."""
     p = eqn.params
@@ -94,7 +106,7 @@ def pooling(tape: Tape, eqn: Any, x: Value) -> Value:
     return out
 
 
-@rule(primitives("sort"))
+@rule(primitives("sort"), params="dimension is_stable num_keys")
 def sort(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
     """Sorting along another axis: each column by itself, whatever its scale."""
     k = eqn.params["dimension"]
@@ -122,7 +134,7 @@ def sort(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
     return found
 
 
-@rule(primitives("top_k"))
+@rule(primitives("top_k"), params="k axis is_stable")
 def top_k(tape: Tape, eqn: Any, x: Value) -> list[Value]:
     """The largest values along an axis, and their places."""
     k = eqn.params.get("axis", len(x.shape) - 1) % len(x.shape)
@@ -137,6 +149,7 @@ def top_k(tape: Tape, eqn: Any, x: Value) -> list[Value]:
             shape=shape_of(eqn, i),
             law="sum",
             weights=(1 - i,),
+            zero=("all", "lost")[i],
             mixed=((0, k),),
             why=why,
         )
@@ -144,12 +157,20 @@ def top_k(tape: Tape, eqn: Any, x: Value) -> list[Value]:
     ]
 
 
-@rule(primitives("gather"))
+@rule(
+    primitives("gather"),
+    params="dimension_numbers slice_sizes mode fill_value indices_are_sorted "
+    "unique_indices",
+)
 def gather(tape: Tape, eqn: Any, x: Value, index: Value) -> Value:
     """A look-up: whole axes pass, looked-up axes are not followed.
 
     A slice as long as its axis can only begin at 0, whatever the index says.
+
+    An index out of bounds is moved inside, or gives the filling instead: zero, NaN and
+    infinity scale like everything else, another number does not.
     """
+    filling = _filling(eqn)
     d, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape = shape_of(eqn)
     axes: list[Any] = [None] * len(shape)
@@ -174,7 +195,7 @@ def gather(tape: Tape, eqn: Any, x: Value, index: Value) -> Value:
                 axes[i], links[0][i] = term, (j, 0)
         elif j not in d.operand_batching_dims:
             mixed.append((0, j))
-    return tape.op(
+    out = tape.op(
         eqn,
         [x, index],
         axes,
@@ -187,6 +208,28 @@ def gather(tape: Tape, eqn: Any, x: Value, index: Value) -> Value:
         kind=_looked_up(x, index),
         zero=0,
     )
+    if filling is None:
+        return out
+    number = tape.value((), CONST, known=filling)
+    return tape.op(eqn, [out, number], out.axes, [same(out), {}], meet="bias")
+
+
+_IN_BOUNDS = (
+    lax.GatherScatterMode.CLIP,
+    lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+)
+
+
+def _filling(eqn: Any) -> float | None:
+    """What stands for an entry whose index is out of bounds, None if there is none."""
+    mode, fill = eqn.params["mode"], eqn.params["fill_value"]
+    if mode in _IN_BOUNDS:
+        return None
+    if mode != lax.GatherScatterMode.FILL_OR_DROP:
+        raise ValueError(f"unknown mode {mode}")
+    # Without a number it is NaN, which scales like everything else and which no unit
+    # could be spared for, or for integers, which do not scale, the largest.
+    return None if fill is None or fill != fill else float(fill)
 
 
 def _looked_up(x: Value, index: Value) -> int | None:
@@ -222,7 +265,11 @@ def update_slice(
     )
 
 
-@rule(primitives("scatter", "scatter_add", "scatter_max", "scatter_min"))
+@rule(
+    primitives("scatter", "scatter_add", "scatter_max", "scatter_min"),
+    params="dimension_numbers mode update_jaxpr update_consts indices_are_sorted "
+    "unique_indices",
+)
 def scatter(tape: Tape, eqn: Any, x: Value, index: Value, update: Value) -> Value:
     """The mirror of a look-up: whole axes pass, axes written by index are mixed.
 

@@ -9,7 +9,7 @@ from volax.pairs.tape import Tape, Value
 from volax.pairs.terms import Term
 
 
-@rule(primitives("transpose"))
+@rule(primitives("transpose"), params="permutation")
 def transpose(tape: Tape, eqn: Any, x: Value) -> Value:
     """Permutes the axes."""
     order = eqn.params["permutation"]
@@ -18,7 +18,7 @@ def transpose(tape: Tape, eqn: Any, x: Value) -> Value:
     return tape.op(eqn, [x], axes, [links], known=x.known)
 
 
-@rule(primitives("broadcast_in_dim"))
+@rule(primitives("broadcast_in_dim"), params="shape broadcast_dimensions sharding")
 def broadcast(tape: Tape, eqn: Any, x: Value, *_: Value) -> Value:
     """New axes repeat the same entries, whatever their number."""
     shape, places = shape_of(eqn), eqn.params["broadcast_dimensions"]
@@ -29,7 +29,7 @@ def broadcast(tape: Tape, eqn: Any, x: Value, *_: Value) -> Value:
     return tape.op(eqn, [x], axes, [links], known=x.known)
 
 
-@rule(primitives("squeeze"))
+@rule(primitives("squeeze"), params="dimensions")
 def squeeze(tape: Tape, eqn: Any, x: Value) -> Value:
     """Drops axes of size 1."""
     gone = {k % len(x.shape) for k in eqn.params["dimensions"]}
@@ -38,9 +38,11 @@ def squeeze(tape: Tape, eqn: Any, x: Value) -> Value:
     return tape.op(eqn, [x], [x.axes[k] for k in kept], [links], known=x.known)
 
 
-@rule(primitives("reshape"))
+@rule(primitives("reshape"), params="new_sizes dimensions sharding")
 def reshape(tape: Tape, eqn: Any, x: Value, *_: Value) -> Value:
     """Runs of axes with equal products become a product of terms, or come from one."""
+    if eqn.params["dimensions"] is not None:
+        raise ValueError("dimensions are permuted")
     shape = shape_of(eqn)
     axes: list[Term | None] = [None] * len(shape)
     links: dict[int, tuple[int, int]] = {}
@@ -137,14 +139,14 @@ def cut(
     )
 
 
-@rule(primitives("slice"))
+@rule(primitives("slice"), params="start_indices limit_indices strides")
 def slice_(tape: Tape, eqn: Any, x: Value) -> Value:
     """A part of each axis."""
     p = eqn.params
     return cut(tape, eqn, x, p["start_indices"], p["limit_indices"], steps=p["strides"])
 
 
-@rule(primitives("dynamic_slice"))
+@rule(primitives("dynamic_slice"), params="slice_sizes")
 def dynamic_slice(tape: Tape, eqn: Any, x: Value, *starts: Value) -> Value:
     """A part of each axis that begins at an index; only known indices are followed."""
     sizes = eqn.params["slice_sizes"]
@@ -170,7 +172,7 @@ def dynamic_slice(tape: Tape, eqn: Any, x: Value, *starts: Value) -> Value:
     )
 
 
-@rule(unlisted("split"))
+@rule(unlisted("split"), params="sizes axis")
 def split(tape: Tape, eqn: Any, x: Value) -> list[Value]:
     """Consecutive parts of one axis."""
     axis, offset, found = eqn.params["axis"], 0, []
@@ -182,7 +184,7 @@ def split(tape: Tape, eqn: Any, x: Value) -> list[Value]:
     return found
 
 
-@rule(unlisted("unstack"))
+@rule(unlisted("unstack"), params="axis")
 def unstack(tape: Tape, eqn: Any, x: Value) -> list[Value]:
     """The slices of one axis, without it."""
     axis, found = eqn.params["axis"], []
@@ -195,13 +197,13 @@ def unstack(tape: Tape, eqn: Any, x: Value) -> list[Value]:
     return found
 
 
-@rule(primitives("concatenate"))
+@rule(primitives("concatenate"), params="dimension")
 def concatenate(tape: Tape, eqn: Any, *ins: Value) -> Value:
     """A sum of terms along one axis; the other axes are lined up."""
     return _joined(tape, eqn, ins, eqn.params["dimension"])
 
 
-@rule(unlisted("stack"))
+@rule(unlisted("stack"), params="axis")
 def stack(tape: Tape, eqn: Any, *ins: Value) -> Value:
     """A new axis, one index for each operand."""
     axis = eqn.params["axis"]
@@ -247,7 +249,7 @@ def _joined(tape: Tape, eqn: Any, ins: Any, axis: int) -> Value:
     return tape.op(eqn, ins, axes, links, meet="bias", known=_all_known(ins))
 
 
-@rule(primitives("pad"))
+@rule(primitives("pad"), params="padding_config")
 def pad(tape: Tape, eqn: Any, x: Value, fill: Value) -> Value:
     """Puts new indices around an axis; the filling has to scale like the rest."""
     axes, links, mixed = [], {}, []
@@ -281,7 +283,7 @@ def pad(tape: Tape, eqn: Any, x: Value, fill: Value) -> Value:
     )
 
 
-@rule(unlisted("tile"))
+@rule(unlisted("tile"), params="reps")
 def tile(tape: Tape, eqn: Any, x: Value) -> Value:
     """Repeats an axis as a whole."""
     repeated = [k for k, n in enumerate(eqn.params["reps"]) if n != 1]
@@ -293,7 +295,7 @@ def tile(tape: Tape, eqn: Any, x: Value) -> Value:
     )
 
 
-@rule(primitives("rev"))
+@rule(primitives("rev"), params="dimensions")
 def reverse(tape: Tape, eqn: Any, x: Value) -> Value:
     """Turns axes around, which no unit survives."""
     turned = eqn.params["dimensions"]
