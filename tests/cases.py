@@ -33,6 +33,26 @@ def volumized_momentum(volume, alpha=0.0, mask="all"):
     return volax.volumized(optax.sgd(0.1, 0.9), volume, alpha, mask=mask)
 
 
+def proximal(learning_rate, strength, mask="matrices"):
+    return volax.proximal(
+        learning_rate, strength, volax.prox.soft_threshold, mask=mask
+    )
+
+
+def proximal_groups(learning_rate, strength, mask="matrices"):
+    group = functools.partial(volax.prox.group_soft_threshold, axis=0)
+    return volax.proximal(learning_rate, strength, group, mask=mask)
+
+
+def proximal_adam(learning_rate, strength, mask="matrices"):
+    return volax.proximal_adam(
+        learning_rate, strength, volax.prox.soft_threshold, mask=mask
+    )
+
+
+proximal_groups.__name__ = "proximal"  # as the messages name it
+
+
 def _case(factory, alone=False, **kwargs):
     return Case(factory, kwargs, alone)
 
@@ -61,6 +81,9 @@ CASES = {
         balance=True,
         freeze_dead=True,
     ),
+    "proximal": _case(proximal, **RATE, strength=2.0),
+    "proximal-groups": _case(proximal_groups, **RATE, strength=2.0),
+    "proximal_adam": _case(proximal_adam, True, **RATE, strength=2.0),
     "lp_adam": _case(volax.lp_adam, True, **RATE, strength=0.5, p=1.0),
     "lp_sgd": _case(volax.lp_sgd, True, **RATE, strength=0.5, p=1.0, momentum=0.9),
     "volumized_adam": _case(volax.volumized_adam, True, **RATE, volume=0.3),

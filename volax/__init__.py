@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from volax import prox as prox
 from volax.masks import paired as paired
 from volax.masks import path_matches as path_matches
 from volax.masks import unpaired as unpaired
@@ -15,6 +16,8 @@ from volax.pairs import pair as pair
 from volax.pairs import path_norm as path_norm
 from volax.transforms import lp_decay as lp_decay
 from volax.transforms import path_prox as path_prox
+from volax.transforms import proximal as proximal
+from volax.transforms import proximal_adam as proximal_adam
 from volax.transforms import relative_to_init as relative_to_init
 from volax.transforms import volumize as volumize
 from volax.transforms import volumized as volumized

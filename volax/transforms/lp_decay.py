@@ -127,7 +127,7 @@ def lp_decay(
                 p=now["p"],
                 zeros=zeros,
             )
-            targets[path] = _post_step.Target(prox.hard_threshold(t, now["snap_below"]))
+            targets[path] = _post_step.Target(prox.snap(t, now["snap_below"]))
         if is_scheduled:
             state = LpDecayState(_hyperparams.next_count(state.count))
         return _post_step.deltas(updates, weights, targets), state

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from volax.prox.power import retention, retention_slopes
+from volax.prox._power import retention, retention_slopes
 
 
 def lp_shrink(

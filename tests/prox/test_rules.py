@@ -73,9 +73,9 @@ def test_lp_shrink_agrees_for_static_and_traced_p(p):
     np.testing.assert_allclose(static, traced, rtol=2e-6)
 
 
-def test_hard_threshold_keeps_what_is_large_enough():
+def test_snap_keeps_what_is_large_enough():
     w = jnp.array([0.1, -0.1, 0.05, -0.2, 0.0, jnp.nan])
-    t = prox.hard_threshold(w, 0.1)
+    t = prox.snap(w, 0.1)
     np.testing.assert_array_equal(t, jnp.array([0.1, -0.1, 0.0, -0.2, 0.0, jnp.nan]))
 
 

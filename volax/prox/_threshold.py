@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
-def hard_threshold(w: jax.Array, threshold: jax.typing.ArrayLike) -> jax.Array:
+def snap(w: jax.Array, threshold: jax.typing.ArrayLike) -> jax.Array:
     r"""Sets weights below a threshold to zero, $w \cdot 1[|w| \ge \theta]$.
 
     Args:
@@ -16,7 +16,7 @@ def hard_threshold(w: jax.Array, threshold: jax.typing.ArrayLike) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> hard_threshold(jnp.array([0.5, -0.01]), 0.1).tolist()
+      >>> snap(jnp.array([0.5, -0.01]), 0.1).tolist()
       [0.5, 0.0]
 
     References:
