@@ -1,5 +1,6 @@
 """What a regularizer adds to the update of plain Adam."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -40,10 +41,20 @@ def _prox(**options: Any) -> Any:
     return _behind(lambda pairs: volax.path_prox(RATE, 1e-3, pairs, **options))
 
 
+def _proximal(prox: Any) -> Any:
+    return _behind(lambda pairs: volax.proximal(RATE, 0.1, prox))
+
+
+def _adams(prox: Any) -> Any:
+    return volax.proximal_adam(RATE, 0.1, prox)
+
+
 def _injected(pairs: Any) -> Any:
     return optax.inject_hyperparams(volax.lp_decay)(RATE, 0.1, 0.8, mask="matrices")
 
 
+_LP = functools.partial(volax.prox.lp, p=0.7)
+_GROUPS = functools.partial(volax.prox.group_soft_threshold, axis=0)
 _SCHEDULE = optax.linear_schedule(2.0, 0.5, 10**6)
 ADAM = Row("adam (against itself)", lambda pairs: optax.adam(RATE), 28, None, None)
 ROWS = (
@@ -61,6 +72,13 @@ ROWS = (
     Row("lp_decay p scheduled", _behind(_decay(_SCHEDULE)), 28, 1.55, 1.15),
     Row("lp_decay p injected", _behind(_injected), 28, 1.55, 1.15),
     Row("lp_decay p=1, volumize", _behind(_decay(1), _wall()), 28, None, None),
+    Row("proximal l1", _proximal(volax.prox.soft_threshold), 28, 1.10, 1.04),
+    Row("proximal l1/2", _proximal(volax.prox.half_threshold), 28, None, None),
+    Row("proximal lp p=0.7", _proximal(_LP), 28, None, None),
+    Row("proximal groups", _proximal(_GROUPS), 32, None, None),
+    Row("proximal_adam l1", lambda pairs: _adams(volax.prox.soft_threshold), 28, None,
+        None),
+    Row("proximal_adam groups", lambda pairs: _adams(_GROUPS), 32, None, None),
     Row("path_prox", _prox(), 40, 1.90, 1.25),
     Row("path_prox balance", _prox(balance=True), 40, 1.90, 1.25),
     Row("path_prox rescale", _prox(normalize="rescale"), 40, 1.90, 1.25),

@@ -34,9 +34,7 @@ def volumized_momentum(volume, alpha=0.0, mask="all"):
 
 
 def proximal(learning_rate, strength, mask="matrices"):
-    return volax.proximal(
-        learning_rate, strength, volax.prox.soft_threshold, mask=mask
-    )
+    return volax.proximal(learning_rate, strength, volax.prox.soft_threshold, mask=mask)
 
 
 def proximal_groups(learning_rate, strength, mask="matrices"):

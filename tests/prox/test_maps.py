@@ -88,8 +88,9 @@ def test_lp_agrees_with_the_closed_forms(x64, p, name, traced, dtype):
     order = jnp.asarray(p, dtype) if traced else p
     for s in (1e-8, 1e-3, 0.5, 3.0, 1e6):
         actual = prox.lp(x, s, order)
-        tolerance = 4e-15 if dtype == jnp.float64 else 4e-6
-        np.testing.assert_allclose(actual, MAPS[name].call(x, s), rtol=tolerance)
+        # What is left of a weight near the threshold is as exact as the weight was.
+        error = jnp.abs(actual - MAPS[name].call(x, s))
+        assert bool((error <= 8 * jnp.finfo(dtype).eps * jnp.abs(x)).all())
 
 
 @every_map
@@ -217,7 +218,7 @@ def test_penalties_equal_their_definitions(x64, name):
 
 
 def test_lp_for_p_above_1_makes_no_zeros_and_below_1_jumps():
-    x = jnp.linspace(-1, 1, 101)
+    x = jnp.arange(-50, 51) / 50
     assert bool(((prox.lp(x, 0.5, 1.2) == 0) == (x == 0)).all())
     z = jnp.abs(prox.lp(x * 3, 0.5, 0.5))
     assert 0.6 < float(z[z > 0].min()) < 0.7  # beta = strength^(2/3) = 0.63

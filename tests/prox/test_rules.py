@@ -207,7 +207,7 @@ def test_wall_agrees_for_static_and_traced_alpha(alpha):
 
 
 def test_thresholds_have_the_gradients_of_their_formulas(x64):
-    assert_gradients(prox.hard_threshold, [W, 0.35])
+    assert_gradients(prox.snap, [W, 0.35])
     norms = [0.2, 0.5, 1.0, 3.0]
     assert_gradients(prox.group_shrinkage, [norms, 0.35])
     # At 0 units the right-hand derivatives: a threshold is never negative.

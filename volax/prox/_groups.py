@@ -255,7 +255,7 @@ def max_norm(
     return (y * factor).astype(x.dtype)
 
 
-_NEWTON = 12  # steps; the tests find the last bit reached by the eighth
+_NEWTON = 12  # steps; the tests hold to 1e-12 of the objective
 
 
 def _secular(x, c, d, start, target, axes, wanted):

@@ -149,13 +149,14 @@ def half_threshold(x: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
       theorem 1, whose $\lambda$ is twice ours.
     """
     y, s = wide(x, strength)
-    tau = 1.5 * _positive_power(s, 2 / 3)
-    keeps = ~(jnp.abs(y) <= tau)
-    # |x| > tau, or a harmless 1 where the other branch is taken.
-    ratio = jnp.where(keeps, tau / jnp.where(keeps, jnp.abs(y), 1), 0)
-    angle = jnp.arccos(_positive_power(ratio, 1.5) * np.sqrt(0.5))
-    grown = y * (2 / 3) * (1 + jnp.cos(2 / 3 * (np.pi - angle)))
-    return _finite(jnp.where(keeps, grown, 0), y, s).astype(x.dtype)
+    size, tau = jnp.abs(y), 1.5 * _positive_power(s, 2 / 3)
+    keeps = (size > tau) & (size < jnp.inf)
+    safe, force = jnp.where(keeps, size, 1), jnp.where(keeps, s, 0)
+    ratio = jnp.where(keeps, tau, 0) / safe
+    angle = jnp.arccos(np.sqrt(0.5) * ratio * jnp.sqrt(ratio))
+    z = _held(safe * (2 / 3) * (1 + jnp.cos(2 / 3 * (np.pi - angle))))
+    z = _newton(z, safe, force / (2 * jnp.sqrt(z)), 0.5)
+    return _finite(jnp.where(keeps, jnp.sign(y) * z, 0), y, s).astype(x.dtype)
 
 
 def two_thirds_threshold(x: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
@@ -187,23 +188,20 @@ def two_thirds_threshold(x: jax.Array, strength: jax.typing.ArrayLike) -> jax.Ar
       $\lambda$ is twice ours.
     """
     y, s = wide(x, strength)
-    beta = _positive_power(2 / 3 * s, 0.75)
-    size = jnp.abs(y)
-    keeps = ~(size <= 2 * beta)
-    unit = jnp.where(keeps & (beta > 0), beta, 1)
-    # Far from the threshold the root is u - u^(-1/3) to the last bit of float64, and
-    # u^2 would overflow.
-    u = jnp.where(keeps, size / unit, 4)
-    far = (u > 1e6) | (beta == 0)
-    near = jnp.where(far, 4, u)
+    size, beta = jnp.abs(y), _positive_power(2 / 3 * s, 0.75)
+    keeps = (size > 2 * beta) & (beta > 0) & (size < jnp.inf)
+    safe, force = jnp.where(keeps, size, 4), jnp.where(keeps, s, 0)
+    unit = jnp.where(keeps, beta, 1)
+    u = safe / unit
+    # Far out the root is u - u^(-1/3) to the last bit; u^2 would overflow.
+    near = jnp.minimum(u, 1e6)
     square = (4 / np.sqrt(3)) * jnp.cosh(
         jnp.arccosh(np.sqrt(27) / 16 * near * near) / 3
     )
-    a = jnp.sqrt(square)
-    v = (a + jnp.sqrt(2 * near / a - square)) / 2
-    shift = jnp.where(beta == 0, 0, beta / jnp.cbrt(jnp.where(far, u, 1)))
-    grown = jnp.where(far, y - jnp.sign(y) * shift, jnp.sign(y) * unit * v**3)
-    return _finite(jnp.where(keeps, grown, 0), y, s).astype(x.dtype)
+    v = (jnp.sqrt(square) + jnp.sqrt(2 * near / jnp.sqrt(square) - square)) / 2
+    z = _held(jnp.where(u > 1e6, safe, unit * v**3))
+    z = _newton(z, safe, 2 / 3 * force / jnp.cbrt(z), 2 / 3)
+    return _finite(jnp.where(keeps, jnp.sign(y) * z, 0), y, s).astype(x.dtype)
 
 
 def lp(
@@ -262,7 +260,7 @@ def lp(
     return _finite(moved, y, s).astype(x.dtype)
 
 
-_NEWTON = 8  # steps; the tests find the last bit reached by the sixth
+_NEWTON = 8  # steps: the value is off by a factor of 2 at the start, then it squares
 
 
 def _root(size: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
@@ -280,15 +278,24 @@ def _root(size: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
         rise = jnp.exp(t - total) + (p - 1) * jnp.exp(other - total)
         return t - (total - log_x) / rise
 
-    t = jax.lax.fori_loop(0, _NEWTON, step, jax.lax.stop_gradient(start))
-    # One more step on the equation itself: it takes the rounding of the logarithm away
-    # and carries the derivative of the implicit function.
-    z = jax.lax.stop_gradient(jnp.exp(t))
+    z = _held(jnp.exp(jax.lax.fori_loop(0, _NEWTON, step, _held(start))))
     usable = z > 0  # p near 1 and a small weight: the root underflows
     z = jnp.where(usable, z, 1)
-    pull = s * p * z ** (p - 1)
-    rise = jax.lax.stop_gradient(1 + (p - 1) * pull / z)
-    return jnp.where(usable, z - (z + pull - size) / rise, 0)
+    return jnp.where(usable, _newton(z, size, s * p * z ** (p - 1), p), 0)
+
+
+_held = jax.lax.stop_gradient
+
+
+def _newton(
+    z: jax.Array, size: jax.Array, pull: jax.Array, p: jax.typing.ArrayLike
+) -> jax.Array:
+    """One step of Newton's method for z + pull = size, with pull = s p z^(p-1).
+
+    It takes the rounding of z away and, as z itself is held, carries the derivative of
+    the implicit function: dz = (dsize - dpull) / (1 + (p - 1) pull / z).
+    """
+    return z - (z + pull - size) / _held(1 + (p - 1) * pull / z)
 
 
 def _positive_power(x: jax.Array, power: jax.typing.ArrayLike) -> jax.Array:
