@@ -226,11 +226,15 @@ def test_a_mask_function_taken_for_a_schedule():
 
 
 def test_volumes_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"no entry for leaf 'l2/kernel', only for l1/"):
+    with pytest.raises(
+        ValueError, match=r"no entry for leaf 'l2/kernel', only for l1/"
+    ):
         update(volax.volumize({"l1": 0.1}))
     with pytest.raises(ValueError, match="volume: the entry 'l3' stands above no leaf"):
         update(volax.volumize({"l1": 0.1, "l2": 0.1, "l3": 0.1}))
-    with pytest.raises(ValueError, match=r"shape \(7,\) does not broadcast .*l1/kernel"):
+    with pytest.raises(
+        ValueError, match=r"shape \(7,\) does not broadcast .*l1/kernel"
+    ):
         update(volax.volumize(np.ones(7)))
     update(volax.volumize({"l1": 0.1}, mask=volax.path_matches("^l1")))
 
