@@ -21,11 +21,7 @@ def standard(x):
 
 
 def designs():
-<<<<<<< HEAD
     """Design ``[n, d]`` and targets ``[n, 3]``: real, random, and with d above n."""
-=======
-    """Design ``[n, d]`` and targets ``[n, 3]``: real, random, and with more d than n."""
->>>>>>> 0253ee9 (Document the maps, and measure what they cost)
     x, y = load_diabetes(return_X_y=True)
     yield "diabetes", standard(x), standard(np.stack([y, x[:, 2], x[:, 3] * y], 1))
     for name, shape in (("random", (80, 12)), ("wide", (30, 40))):
