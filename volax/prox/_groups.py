@@ -63,9 +63,9 @@ def group_soft_threshold(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> x = jnp.array([[3.0, 0.0], [4.0, 1.0]])
-      >>> group_soft_threshold(x, 1.0, axis=0).round(4).tolist()
-      [[2.4000..., 0.0], [3.2000..., 0.0]]
+      >>> x = jnp.array([[6.0, 0.0], [8.0, 1.0]])
+      >>> group_soft_threshold(x, 5.0, axis=0).tolist()
+      [[3.0, 0.0], [4.0, 0.0]]
 
     References:
       Yuan and Lin, `Model Selection and Estimation in Regression with Grouped Variables

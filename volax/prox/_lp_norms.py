@@ -141,7 +141,7 @@ def half_threshold(x: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
     Example:
       >>> import jax.numpy as jnp
       >>> half_threshold(jnp.array([2.0, -1.0]), 1.0).round(4).tolist()
-      [1.6074..., 0.0]
+      [1.605..., 0.0]
 
     References:
       Xu, Chang, Xu and Zhang, `L1/2 Regularization: A Thresholding Representation
@@ -179,7 +179,7 @@ def two_thirds_threshold(x: jax.Array, strength: jax.typing.ArrayLike) -> jax.Ar
     Example:
       >>> import jax.numpy as jnp
       >>> two_thirds_threshold(jnp.array([2.0, -1.0]), 1.0).round(4).tolist()
-      [1.4120..., 0.0]
+      [1.404..., 0.0]
 
     References:
       Cao, Sun and Xu, `Fast Image Deconvolution Using Closed-form Thresholding
@@ -233,7 +233,7 @@ def lp(
     Example:
       >>> import jax.numpy as jnp
       >>> lp(jnp.array([2.0, -1.0]), 1.0, p=0.5).round(4).tolist()
-      [1.6074..., 0.0]
+      [1.605..., 0.0]
 
     References:
       Marjanovic and Solo, `On lq Optimization and Matrix Completion
@@ -346,8 +346,8 @@ def elastic_net(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> elastic_net(jnp.array([3.0, -0.25]), 1.0, ratio=0.5).round(4).tolist()
-      [1.6666..., 0.0]
+      >>> elastic_net(jnp.array([3.0, -0.25]), 1.0, ratio=0.5).tolist()
+      [1.666..., 0.0]
 
     References:
       Zou and Hastie, `Regularization and Variable Selection via the Elastic Net
