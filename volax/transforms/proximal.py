@@ -147,7 +147,7 @@ def as_map(
 
     def apply(path: str, x: jax.Array, strength: Any) -> jax.Array:
         try:
-            t = prox(x, strength=strength) if takes_strength else prox(x)
+            t: Any = prox(x, strength=strength) if takes_strength else prox(x)
         except (TypeError, ValueError, IndexError) as error:
             raise ValueError(
                 f"{name}: prox failed on leaf {path!r} of shape {x.shape}: {error}"

@@ -19,9 +19,7 @@ from volax.transforms.proximal import Prox, as_map
 class ProximalAdamState(NamedTuple):
     """State of :func:`proximal_adam`."""
 
-    count: jax.Array  # int32, shape ()
-    mu: Any  # first moments, as the parameters
-    nu: Any  # second moments, as the parameters
+    adam: Any  # optax.ScaleByAdamState: count, first and second moments
 
 
 def proximal_adam(
@@ -87,14 +85,14 @@ def proximal_adam(
     adam = optax.scale_by_adam(b1, b2, eps)
 
     def init(params: optax.Params) -> ProximalAdamState:
-        return ProximalAdamState(*adam.init(params))
+        return ProximalAdamState(adam.init(params))
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
         _post_step.require_params("proximal_adam", params)
-        rate, force = (_hyperparams.at(v, state.count) for v in numbers.values())
-        moments = optax.ScaleByAdamState(*state)
-        steps, moments = adam.update(updates, moments, params)
+        rate, force = (_hyperparams.at(v, state.adam.count) for v in numbers.values())
+        moments: Any  # Optax types every state as any tree of arrays
+        steps, moments = adam.update(updates, state.adam, params)
         steps = optax.tree.scale(-1 * rate, steps)
         weights = _post_step.tentative_weights("proximal_adam", steps, params, mask)
         squares = masks.named_leaves(moments.nu)
@@ -110,7 +108,6 @@ def proximal_adam(
             short = step / jnp.where(known, metric, 1)
             short = jnp.where(known, short, jnp.where(step > 0, jnp.inf, 0))
             targets[path] = _post_step.Target(apply(path, w, short))
-        state = ProximalAdamState(*moments)
-        return _post_step.deltas(steps, weights, targets), state
+        return _post_step.deltas(steps, weights, targets), ProximalAdamState(moments)
 
     return optax.GradientTransformationExtraArgs(init, update)
