@@ -10,11 +10,15 @@ import pytest
 import volax
 
 NAMES = volax.__all__
+MAPS = [name for name, made in vars(volax.prox).items() if callable(made)]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_public_name_is_documented_by_an_example(name):
-    doc = getattr(volax, name).__doc__
+@pytest.mark.parametrize(
+    ("room", "name"),
+    [*((volax, name) for name in NAMES), *((volax.prox, name) for name in MAPS)],
+)
+def test_every_public_name_is_documented_by_an_example(room, name):
+    doc = getattr(room, name).__doc__
     assert doc
     assert ">>>" in doc
     assert "Args:" in doc
@@ -25,7 +29,8 @@ def test_the_names_of_the_contract_and_no_others_are_public():
     expected = {
         "volumize", "volumized", "relative_to_init", "lp_decay", "path_prox", "pair",
         "member", "path_norm", "path_matches", "paired", "unpaired", "lp_adam",
-        "lp_sgd", "volumized_adam", "path_prox_sgd", "find_groups", "find_pairs",
+        "lp_sgd", "volumized_adam", "path_prox_sgd", "proximal",
+        "proximal_adam", "find_groups", "find_pairs",
         "check_groups", "report", "compact", "binarize", "ternarize", "pack", "unpack",
         "save", "load",
     }  # fmt: skip

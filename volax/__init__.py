@@ -3,7 +3,6 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from volax import prox as prox
 from volax.masks import paired as paired
 from volax.masks import path_matches as path_matches
 from volax.masks import unpaired as unpaired
@@ -55,6 +54,8 @@ __all__ = [
     "path_norm",
     "path_prox",
     "path_prox_sgd",
+    "proximal",
+    "proximal_adam",
     "relative_to_init",
     "report",
     "save",
