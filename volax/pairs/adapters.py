@@ -87,7 +87,8 @@ def traceable(
             f"got {type(fn).__name__} with {len(args)} further arguments"
         )
     while isinstance(fn, jax.stages.Wrapped) and hasattr(fn, "__wrapped__"):
-        fn = fn.__wrapped__  # jit keeps traces, which a second trace must not get
+        # jit keeps traces, which a second trace must not get.
+        fn = getattr(fn, "__wrapped__")  # noqa: B009, the type does not name it
     fn = functools.partial(fn, **keywords) if keywords else fn
     params, *inputs = args
     states = _places(state_args, len(inputs), f"{what}: state_args")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from volax._dtypes import wide
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 
@@ -100,7 +101,7 @@ def proximal(
         rate, force = (_hyperparams.at(value, count) for value in numbers.values())
         targets = {}
         for path, leaf in weights.items():
-            w = _post_step.wide(leaf.after)
+            w = wide(leaf.after)
             step = _hyperparams.product(rate, force, w.dtype)
             targets[path] = _post_step.Target(apply(path, w, step))
         if is_scheduled:

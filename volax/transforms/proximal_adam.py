@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from volax import masks
+from volax._dtypes import wide
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 from volax.transforms.proximal import Prox, as_map
@@ -98,7 +99,7 @@ def proximal_adam(
         squares = masks.named_leaves(moments.nu)
         targets = {}
         for path, leaf in weights.items():
-            w = _post_step.wide(leaf.after)
+            w = wide(leaf.after)
             nu = squares[path].astype(w.dtype)
             decay = jnp.asarray(b2, w.dtype) ** moments.count.astype(w.dtype)
             metric = jnp.sqrt(nu / (1 - decay)) + jnp.asarray(eps, w.dtype)
