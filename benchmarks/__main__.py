@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks import machine, peers
 from benchmarks.sections import SECTIONS
-from volax.examples.files import write_json
+from volax.examples._files import write_json
 
 
 def main() -> None:

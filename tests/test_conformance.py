@@ -16,8 +16,8 @@ from flax import nnx
 import volax
 from tests import cases
 from tests.cases import CASES, grads, params, train
-from volax import masks
-from volax.masks import named_leaves
+from volax import _paths
+from volax._paths import named_leaves
 
 # How many arrays for each parameter are kept; of relative_to_init the maximum.
 KEPT = {
@@ -270,7 +270,7 @@ def test_map_params_finds_what_is_kept_for_each_parameter(name):
         tx,
         pushed,
         state,
-        masks.map_with_path(lambda path, _: masks.key_path(path), params()),
+        _paths.map_with_path(lambda path, _: _paths.key_path(path), params()),
         transform_non_params=lambda x: x - 1,
     )
     assert sorted(seen) == sorted([*paths] * KEPT.get(name, 0))

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import volax
-from volax.masks import named_leaves
+from volax._paths import named_leaves
 
 PAIR = volax.pair("l1/kernel", "l2/kernel", bias="l1/bias")
 PARAMS = {

@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import volax
-from volax import masks
+from volax import _paths, masks
 
 
 class Net(nnx.Module):
@@ -26,12 +26,12 @@ class Net(nnx.Module):
 def test_nnx_paths_are_the_same_boxed_and_pure():
     state = nnx.state(Net(nnx.Rngs(0)), nnx.Param)
     expected = {"l1/kernel", "l1/bias", "layers/0/kernel", "layers/0/bias"}
-    assert set(masks.named_leaves(state)) == expected
-    assert set(masks.named_leaves(nnx.to_pure_dict(state))) == expected
+    assert set(_paths.named_leaves(state)) == expected
+    assert set(_paths.named_leaves(nnx.to_pure_dict(state))) == expected
     seen = []
     spy = optax.GradientTransformation(
-        lambda p: seen.append(set(masks.named_leaves(p))) or optax.EmptyState(),
-        lambda u, s, p: (u, seen.append(set(masks.named_leaves(p))) or s),
+        lambda p: seen.append(set(_paths.named_leaves(p))) or optax.EmptyState(),
+        lambda u, s, p: (u, seen.append(set(_paths.named_leaves(p))) or s),
     )
     model = Net(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, spy, wrt=nnx.Param)
@@ -42,14 +42,14 @@ def test_nnx_paths_are_the_same_boxed_and_pure():
 def test_linen_collections_and_boxes_are_dropped():
     dense = nn.Dense(2, kernel_init=nn.with_partitioning(nn.initializers.ones, "xy"))
     variables = dense.init(jax.random.key(0), jnp.ones((1, 3)))
-    assert set(masks.named_leaves(variables)) == {"kernel", "bias"}
-    assert set(masks.named_leaves(variables["params"])) == {"kernel", "bias"}
+    assert set(_paths.named_leaves(variables)) == {"kernel", "bias"}
+    assert set(_paths.named_leaves(variables["params"])) == {"kernel", "bias"}
 
 
 def test_equinox_paths():
     mlp = eqx.filter(eqx.nn.MLP(2, 1, 3, 1, key=jax.random.key(0)), eqx.is_array)
     paths = {f"layers/{i}/{name}" for i in range(2) for name in ("weight", "bias")}
-    assert set(masks.named_leaves(mlp)) == paths
+    assert set(_paths.named_leaves(mlp)) == paths
 
 
 TREE = {
@@ -126,7 +126,7 @@ def test_biases_and_scales_of_the_libraries_are_no_matrices(name):
     tree = jax.eval_shape(make)
     chosen = masks.selected("matrices", tree, "test")
     assert chosen - {"conv2_d/b"} == expected  # no name for Haiku alone
-    left = [x for k, x in masks.named_leaves(tree).items() if k not in chosen]
+    left = [x for k, x in _paths.named_leaves(tree).items() if k not in chosen]
     assert any(jnp.ndim(x) > 1 for x in left)
 
 
@@ -145,7 +145,7 @@ def test_every_rule_leaves_vectors_alone_by_default():
         volax.lp_sgd(0.1, 0.5, 1.0),
     ):
         updates, _ = tx.update(zeros, tx.init(params), params)
-        changed = {k for k, u in masks.named_leaves(updates).items() if bool(u.any())}
+        changed = {k for k, u in _paths.named_leaves(updates).items() if bool(u.any())}
         assert changed == {"attention/kernel"}
 
 
@@ -161,7 +161,7 @@ def test_our_masks_serve_optax():
     tx = optax.add_decayed_weights(0.5, mask=mask.tree)
     zeros = jax.tree.map(jnp.zeros_like, TREE)
     updates, _ = tx.update(zeros, tx.init(TREE), TREE)
-    decayed = [k for k, u in masks.named_leaves(updates).items() if bool(u.any())]
+    decayed = [k for k, u in _paths.named_leaves(updates).items() if bool(u.any())]
     assert decayed == ["l2/1"]
 
 
@@ -189,7 +189,7 @@ def test_a_volume_for_each_layer():
     for bound in (0.2, 0.1):
         updates, state = tx.update(params, state, params)
         params = optax.apply_updates(params, updates)
-        largest = {k: float(x.max()) for k, x in masks.named_leaves(params).items()}
+        largest = {k: float(x.max()) for k, x in _paths.named_leaves(params).items()}
         assert largest == pytest.approx(
             {"l1/kernel": 0.1, "l1/bias": bound, "l2/0": 0.5, "l2/1": 0.5}
         )
@@ -259,8 +259,8 @@ def partitioned():
 )  # fmt: skip
 def test_only_a_box_of_flax_is_unwrapped(tree, expected):
     tree = tree()
-    assert sorted(masks.named_leaves(tree)) == expected
-    named = masks.map_with_path(lambda path, _: masks.key_path(path), tree)
+    assert sorted(_paths.named_leaves(tree)) == expected
+    named = _paths.map_with_path(lambda path, _: _paths.key_path(path), tree)
     assert sorted(jax.tree.leaves(named)) == expected
     assert jax.tree.structure(named) == jax.tree.structure(tree)
     assert masks.selected(volax.path_matches("value"), tree, "test") == {
@@ -270,14 +270,14 @@ def test_only_a_box_of_flax_is_unwrapped(tree, expected):
 
 def test_a_box_may_hold_no_leaf():
     tree = {"a": nnx.Param(None), "b": nnx.Param(optax.MaskedNode())}
-    assert list(masks.named_leaves(tree, absent=True)) == ["a", "b"]
-    assert masks.named_leaves(tree) == {}
+    assert list(_paths.named_leaves(tree, absent=True)) == ["a", "b"]
+    assert _paths.named_leaves(tree) == {}
 
 
 def test_key_paths_that_are_the_same_after_normalising_are_refused():
     for tree in ({"a": {"b": 1}, "a/b": 2}, {"params": {"w": 1}, "w": 2}):
         with pytest.raises(ValueError, match="two leaves of the tree share the key"):
-            masks.named_leaves(tree)
+            _paths.named_leaves(tree)
 
 
 def test_a_pair_of_parameters_called_value():
@@ -304,12 +304,13 @@ def test_an_entry_reaches_what_lies_below_it_and_nothing_beside_it():
         prefix = {key: k for k, key in enumerate(entries)}
         tree = dict.fromkeys(names, 0.0)
         above = {
-            name: [key for key in entries if masks.is_above(key, name)] for name in tree
+            name: [key for key in entries if _paths.is_above(key, name)]
+            for name in tree
         }
         unused = set(entries) - {""} - {key for keys in above.values() for key in keys}
         if unused:
             with pytest.raises(ValueError, match="stands above no leaf"):
-                masks.by_prefix(prefix, tree, "test")
+                _paths.by_prefix(prefix, tree, "test")
             continue
         expected = {k: prefix[max(keys, key=len)] for k, keys in above.items() if keys}
-        assert masks.by_prefix(prefix, tree, "test") == expected
+        assert _paths.by_prefix(prefix, tree, "test") == expected

@@ -70,7 +70,7 @@ print(*sorted(new - sys.stdlib_module_names))
 def test_import_loads_what_training_needs_alone():
     code = """
 import sys, volax
-late = ("volax.compress", "volax.pairs.find", "volax.pairs.check")
+late = ("volax.compress", "volax.pairs.find", "volax.pairs.verify")
 print(*(name for name in late if name in sys.modules))
 dir(volax)
 print(*(name for name in late if name in sys.modules))

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from volax.compress import save as save
     from volax.compress import ternarize as ternarize
     from volax.compress import unpack as unpack
-    from volax.pairs.check import check_groups as check_groups
     from volax.pairs.find import find_groups as find_groups
     from volax.pairs.find import find_pairs as find_pairs
+    from volax.pairs.verify import check_groups as check_groups
 
 __version__ = "0.1.0"
 
@@ -70,7 +70,7 @@ __all__ = [
 # Loaded at first use: training needs none of it, and the import stays cheap.
 _LATER = {
     "binarize": "volax.compress",
-    "check_groups": "volax.pairs.check",
+    "check_groups": "volax.pairs.verify",
     "compact": "volax.compress",
     "find_groups": "volax.pairs.find",
     "find_pairs": "volax.pairs.find",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from volax import masks
+from volax import _paths
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -178,5 +178,5 @@ _RULES = {
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every array of a tree by key path."""
     return {
-        k: tuple(getattr(v, "shape", ())) for k, v in masks.named_leaves(tree).items()
+        k: tuple(getattr(v, "shape", ())) for k, v in _paths.named_leaves(tree).items()
     }

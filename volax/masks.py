@@ -1,182 +1,19 @@
-"""Which weights a transformation acts on, by key paths that mean the same everywhere.
-
-A key path is the text of a leaf's place in the parameter tree, such as
-``l1/kernel``. Libraries spell the raw path differently, and Flax NNX spells it
-differently at ``init`` and at ``update``, so two things are dropped: the step
-``value`` into a box around a parameter (``nnx.Variable``, ``nn.Partitioned``) and a
-leading Linen collection ``params/``. A parameter that is itself called ``value`` keeps
-its name: the box is known by its class, not by the name of the step. Equinox and Haiku
-trees keep their own spelling.
+"""Which weights a transformation acts on, by their key paths.
 
 Everything of ours that selects is a plain object, never a callable:
 ``optax.inject_hyperparams`` takes every callable argument for a schedule.
 """
 
 import dataclasses
-import difflib
 import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-_VALUE = jax.tree_util.GetAttrKey("value")
-
-
-def is_absent(node: Any) -> bool:
-    """Whether a node of a tree stands for a leaf that is not there."""
-    return node is None or isinstance(node, optax.MaskedNode)
-
-
-def flatten_with_path(
-    tree: Any, is_leaf: Callable[[Any], bool] | None = None
-) -> list[tuple[tuple[Any, ...], Any]]:
-    """The leaves of a tree and their key paths, without the steps into boxes.
-
-    Args:
-      tree: a pytree.
-      is_leaf: as in ``jax.tree_util.tree_flatten_with_path``.
-
-    Returns:
-      Key path and leaf of each leaf, in the tree's order.
-    """
-    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
-    boxes = _boxes()
-    if not boxes or not any(_VALUE in path for path, _ in flat):
-        return flat
-    return _without_boxes(tree, boxes, is_leaf, None)
-
-
-def map_with_path(
-    fn: Callable[[tuple[Any, ...], Any], Any],
-    tree: Any,
-    is_leaf: Callable[[Any], bool] | None = None,
-) -> Any:
-    """``tree_map_with_path`` with the key paths of :func:`flatten_with_path`."""
-    structure = jax.tree.structure(tree, is_leaf=is_leaf)
-    return structure.unflatten(
-        fn(path, leaf) for path, leaf in flatten_with_path(tree, is_leaf)
-    )
-
-
-def _boxes() -> tuple[type, ...]:
-    """The classes of Flax that hold one parameter as ``value``, if Flax is loaded."""
-    places = (("flax.nnx", "Variable"), ("flax.core.meta", "AxisMetadata"))
-    found = (getattr(sys.modules.get(room), name, None) for room, name in places)
-    return tuple(kind for kind in found if kind is not None)
-
-
-def _without_boxes(
-    tree: Any, boxes: tuple[type, ...], is_leaf: Any, root: Any
-) -> list[tuple[tuple[Any, ...], Any]]:
-    """Leaves with their paths; ``root`` is the box around them, if there is one."""
-
-    def stops(node: Any) -> bool:
-        is_box = node is not root and isinstance(node, boxes)
-        return is_box or (is_leaf is not None and is_leaf(node))
-
-    found = []
-    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=stops)[0]:
-        if node is root or not isinstance(node, boxes):
-            found.append((path, node))
-            continue
-        for below, leaf in _without_boxes(node, boxes, is_leaf, node):
-            found.append((path + below[below[:1] == (_VALUE,) :], leaf))
-    return found
-
-
-def key_path(path: tuple[Any, ...]) -> str:
-    """The text of a key path.
-
-    Args:
-      path: a key path as :func:`flatten_with_path` gives it.
-
-    Returns:
-      The names joined by ``/``.
-    """
-    text = jax.tree_util.keystr(path, simple=True, separator="/")
-    return text.removeprefix("params/")
-
-
-def named_leaves(tree: Any, *, absent: bool = False) -> dict[str, Any]:
-    """The leaves of a tree by key path, in the tree's order.
-
-    Args:
-      tree: a pytree.
-      absent: whether ``None`` and ``optax.MaskedNode`` count as leaves.
-
-    Returns:
-      A dictionary from key path to leaf.
-
-    Raises:
-      ValueError: two leaves share one key path.
-    """
-    is_leaf = is_absent if absent else None
-    named = {}
-    for path, leaf in flatten_with_path(tree, is_leaf):
-        name = key_path(path)
-        if name in named:
-            raise ValueError(f"two leaves of the tree share the key path {name!r}")
-        named[name] = leaf
-    return named
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The hint that ends an error about a key path which is not in the tree."""
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
-    return f"the tree has {len(names)} leaves, the nearest: {', '.join(close)}"
-
-
-def by_prefix(prefix: Any, tree: Any, what: str) -> dict[str, Any]:
-    """Gives each leaf the value of a prefix tree that stands at or above it.
-
-    Matching goes by key path, so the prefix may be a plain dictionary whatever
-    container the parameters use.
-
-    Args:
-      prefix: a value for all leaves, or a tree of values.
-      tree: the parameters.
-      what: the argument's name, for errors.
-
-    Returns:
-      A dictionary from key path to value; leaves under no entry are left out.
-
-    Raises:
-      ValueError: an entry stands above no leaf.
-    """
-    entries = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): value
-        for path, value in flatten_with_path(prefix)
-    }
-    values, used, names = {}, set(), []
-    for path, _ in flatten_with_path(tree, is_absent):
-        raw = jax.tree_util.keystr(path, simple=True, separator="/")
-        name = key_path(path)
-        names.append(name)
-        above = [k for k in {*_places(raw), *_places(name)} if k in entries]
-        used.update(above)
-        if above:
-            values[name] = entries[max(above, key=len)]
-    for key in entries.keys() - used - {""}:
-        raise ValueError(
-            f"{what}: the entry {key!r} stands above no leaf; {nearest(key, names)}"
-        )
-    return values
-
-
-def _places(path: str) -> list[str]:
-    """The key paths at or above one, the root ``""`` among them."""
-    ends = [i for i, letter in enumerate(path) if letter == "/"]
-    return ["", *(path[:end] for end in ends), path]
-
-
-def is_above(key: str, path: str) -> bool:
-    """Whether a key path is another one, or stands above it in the tree."""
-    return not key or path == key or path.startswith(key + "/")
+from volax import _paths
 
 
 class Mask:
@@ -195,8 +32,8 @@ class Mask:
         Returns:
           A tree of the same structure with a bool at each leaf.
         """
-        return map_with_path(
-            lambda path, leaf: self.selects(key_path(path), leaf), params
+        return _paths.map_with_path(
+            lambda path, leaf: self.selects(_paths.key_path(path), leaf), params
         )
 
 
@@ -329,7 +166,7 @@ def selected(mask: Any, tree: Any, name: str) -> set[str]:
       ValueError: the mask is of no known kind, resolves to one bare bool, or selects
         nothing of a tree that has leaves.
     """
-    leaves = named_leaves(tree)
+    leaves = _paths.named_leaves(tree)
     if mask is None:
         return set(leaves)
     if isinstance(mask, str):
@@ -362,7 +199,7 @@ def _optax_mask(mask: Any, tree: Any, name: str) -> set[str]:
             "of bools; under optax.inject_hyperparams a mask function is taken for a "
             "schedule unless static_args names it"
         )
-    values = by_prefix(bools, tree, f"{name}: mask")
+    values = _paths.by_prefix(bools, tree, f"{name}: mask")
     for path, value in values.items():
         if not isinstance(value, (bool, np.bool_)):
             raise ValueError(

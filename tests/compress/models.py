@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import volax
-from volax import masks
-from volax.compress import units
-from volax.compress.cutting import replaced
-from volax.compress.planning import fitted
+from volax import _paths
+from volax.compress import _dead
+from volax.compress._cut import replaced
+from volax.compress._plan import fitted
 from volax.pairs import Axis, Group, Member
 
 
@@ -194,9 +194,9 @@ def same_gradients(fn, params, small_fn, small, rtol=1e-5):
         def loss(p):
             return sum(jnp.mean(jnp.sin(y)) for y in jax.tree.leaves(fn(p)))
 
-        return masks.named_leaves(jax.jit(jax.grad(loss))(tree))
+        return _paths.named_leaves(jax.jit(jax.grad(loss))(tree))
 
-    whole, where = gradients(fn, params), masks.named_leaves(small.opt_state["m"])
+    whole, where = gradients(fn, params), _paths.named_leaves(small.opt_state["m"])
     # Where a norm cancels a bias, its gradient is rounding: judged beside the largest.
     largest = max(float(jnp.abs(g).max()) for g in whole.values())
     for path, grad in gradients(small_fn, small.params).items():
@@ -214,7 +214,7 @@ def killed(tree, groups, seed=0, share=0.5):
     """
     rng = np.random.default_rng(seed)
     leaves = {
-        k: v for k, v in masks.named_leaves(tree).items()
+        k: v for k, v in _paths.named_leaves(tree).items()
         if not jnp.issubdtype(v.dtype, jax.dtypes.prng_key)
     }  # fmt: skip
     groups, left = fitted(groups, leaves, "killed"), {}
@@ -225,11 +225,11 @@ def killed(tree, groups, seed=0, share=0.5):
         count = int(share * rows.shape[-1])
         for row in rows:
             row[rng.permutation(row.size)[:count]] = True
-        outgoing = rng.random() < 0.5 or not units.keeps_zero(group)
+        outgoing = rng.random() < 0.5 or not _dead.keeps_zero(group)
         members = group.consumers if outgoing else group.producers + group.biases
         for m in members:
             leaf = new[m.path]
-            inside = units.positions(m, gone, leaf.shape)
+            inside = _dead.positions(m, gone, leaf.shape)
             new[m.path] = np.where(inside, np.zeros((), leaf.dtype), leaf)
         left[group.name] = group.sizes[-1] - count
     return replaced(tree, {k: jnp.asarray(v) for k, v in new.items()}), left

@@ -12,7 +12,7 @@ import pytest
 import volax
 from tests.compress import models
 from tests.compress.models import MODELS, killed, marks, same_gradients
-from volax import masks
+from volax import _paths
 from volax.compress import compact
 
 KEY = jax.random.key(0)
@@ -32,7 +32,7 @@ def test_killed_units_go_and_the_function_stays(name, seed):
     small = compact(params, groups, check=(fn, None, (x,)))
     assert all(left(small)[k] <= n for k, n in expected.items())
     assert small.difference.relative <= 1e-5
-    shapes = {k: v.shape for k, v in masks.named_leaves(small.params).items()}
+    shapes = {k: v.shape for k, v in _paths.named_leaves(small.params).items()}
     assert shapes == small.sizes
     for before, after in zip(
         jax.tree.leaves(fn(params, x)), jax.tree.leaves(fn(small.params, x))

@@ -10,7 +10,7 @@ import pytest
 
 import volax
 from tests.compress.models import MODELS, killed, marks, same_gradients
-from volax import masks
+from volax import _paths
 from volax.compress import compact
 
 SIZES = {"g": 3, "u": 5, "w": 4}
@@ -30,18 +30,18 @@ def same(fn, params, small, x, rtol=1e-5):
 def units_at_random(params, groups, seed):
     """Kills another random choice of units in every row, all but two at most."""
     rng = np.random.default_rng(seed)
-    leaves = dict(masks.named_leaves(params))
+    leaves = dict(_paths.named_leaves(params))
     for group in groups:
         factors = np.ones(group.sizes, np.float32)
         for row in factors.reshape(-1, group.sizes[-1]):
             count = rng.integers(1, row.size - 1)
             row[rng.permutation(row.size)[:count]] = 0
         for m in group.consumers:
-            leaves[m.path] = volax.pairs.layout.scale(
+            leaves[m.path] = volax.pairs._layout.scale(
                 m, group.sizes, leaves[m.path], jnp.asarray(factors)
             )
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: leaves[masks.key_path(path)], params
+        lambda path, _: leaves[_paths.key_path(path)], params
     )
 
 

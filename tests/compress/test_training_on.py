@@ -12,8 +12,8 @@ from flax import nnx
 
 import volax
 from tests.compress.models import killed, marks
-from volax import masks
-from volax.compress.cutting import replaced
+from volax import _paths
+from volax.compress._cut import replaced
 
 X = jax.random.normal(jax.random.key(0), (32, 6))
 Y = jnp.argmax(X[:, :3] * X[:, 3:], -1)
@@ -185,7 +185,7 @@ def test_records_of_the_larger_model_are_refused_in_one_sentence(name):
     params = make()
     groups = volax.find_groups(fn, params, X)
     path = groups[0].consumers[0].path
-    leaves = masks.named_leaves(params)
+    leaves = _paths.named_leaves(params)
     dead = jnp.arange(len(leaves[path])) % 11 < 2
     params = replaced(params, {path: leaves[path] * ~dead[:, None]})
     small = volax.compact(params, groups)

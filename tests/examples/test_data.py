@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
+from volax.examples._errors import UserError
 from volax.examples.data import load_dataset, read_idx
-from volax.examples.errors import UserError
 
 IMAGES = "train-images-idx3-ubyte.gz"
 LABELS = "train-labels-idx1-ubyte.gz"

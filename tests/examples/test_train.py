@@ -9,9 +9,9 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import CONFIGS
 
-from volax.examples import figures, train
-from volax.examples.errors import UserError
-from volax.examples.files import replace_file, sole_run
+from volax.examples import _figures, train
+from volax.examples._errors import UserError
+from volax.examples._files import replace_file, sole_run
 from volax.examples.train import train_and_evaluate
 
 VARIANTS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "default")
@@ -21,7 +21,7 @@ SMALL = {"hidden": (16,), "per_class": 4, "batch_size": 8, "checkpoint_seconds":
 @pytest.fixture
 def small(load_config, monkeypatch):
     """Gives a tiny version of a config, to be trained without drawing curves."""
-    monkeypatch.setattr(figures, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(_figures, "plot_curves", lambda *args: None)
 
     def load(name="digits_path_prox", **overrides):
         return load_config(name, **{**SMALL, "epochs": 3, **overrides})

@@ -10,8 +10,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from volax import find_groups
-from volax.pairs.rules.registry import PARAMS, unknown_params
-from volax.pairs.trace import CALLS
+from volax.pairs._trace.jaxprs import CALLS
+from volax.pairs._trace.rules.registry import PARAMS, unknown_params
 
 X, I = jnp.ones((4, 6)), jnp.ones((4, 6), int)  # noqa: E741
 UNARY = """abs acos acosh asin asinh atan atanh bessel_i0e bessel_i1e cbrt ceil conj cos

@@ -12,7 +12,7 @@ from jax.experimental import io_callback
 
 import volax
 from volax import find_groups, find_pairs
-from volax.pairs import layout
+from volax.pairs import _layout
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(5, 4)).astype(np.float32)
@@ -45,7 +45,7 @@ def killed(group, params, members):
     alive.reshape(-1)[[0, 2, -1]] = 0
     new = dict(params)
     for m in members:
-        new[m.path] = np.asarray(layout.scale(m, group.sizes, new[m.path], alive))
+        new[m.path] = np.asarray(_layout.scale(m, group.sizes, new[m.path], alive))
     return new
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 
 import volax
-from volax.pairs import widths
+from volax.pairs._trace import widths
 
 KEY = jax.random.key(0)
 N = 16

@@ -15,7 +15,7 @@ import volax
 from tests.pairs import zoo_linen as linen
 from tests.pairs import zoo_others as others
 from volax import check_groups, find_groups, find_pairs
-from volax.masks import named_leaves
+from volax._paths import named_leaves
 from volax.pairs import Axis, Member
 from volax.pairs.result import Groups
 

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from volax import _modules, _nnx, masks
-from volax.compress.cutting import Cuts, Cutting, cut, cut_state, cutting, replaced
-from volax.compress.kinds import OTHER, PARAMETER, STATE, kinds
-from volax.compress.planning import Plan, fitted, lively, plan
-from volax.compress.proof import Difference, difference, is_finite, tolerance
-from volax.compress.table import aligned
-from volax.compress.units import Kept
-from volax.pairs._sharding import put_like
+from volax import _modules, _nnx, _paths
+from volax._sharding import put_like
+from volax._text import aligned
+from volax.compress._cut import Cuts, Cutting, cut, cut_state, cutting, replaced
+from volax.compress._dead import Kept
+from volax.compress._kinds import OTHER, PARAMETER, STATE, kinds
+from volax.compress._plan import Plan, fitted, lively, plan
+from volax.compress._proof import Difference, difference, is_finite, tolerance
 from volax.pairs.records import Group
 from volax.pairs.result import Groups
 
@@ -301,9 +301,9 @@ class _Source:
     @classmethod
     def of(cls, params: Any, state: Any) -> "_Source":
         tree, merge = _modules.split(params)
-        leaves = masks.named_leaves(tree)
+        leaves = _paths.named_leaves(tree)
         # A model may name its statistics, or its masks, like its parameters.
-        others = {_STATE + k: v for k, v in masks.named_leaves(state).items()}
+        others = {_STATE + k: v for k, v in _paths.named_leaves(state).items()}
         for path in leaves.keys() & others.keys():
             raise ValueError(f"compact: {path!r} is in params as well as in state")
         for path, leaf in {**leaves, **others}.items():
@@ -404,8 +404,8 @@ class _Check:
             tree, merge = _modules.split(params)
             params = merge(jax.tree.map(lambda leaf: leaf, tree))
             result = fn(params, *((state,) if self.with_state else ()), *self.inputs)
-            new = masks.named_leaves(_modules.split(params)[0])
-            old = masks.named_leaves(tree)
+            new = _paths.named_leaves(_modules.split(params)[0])
+            old = _paths.named_leaves(tree)
             self.written = [k for k in old if new.get(k) is not old[k]]
             return result
         return fn(params, *((state,) if self.with_state else ()), *self.inputs)

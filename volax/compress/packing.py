@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from volax import masks
-from volax._dtypes import promoted
+from volax import _paths, masks
+from volax._numerics import promoted
+from volax._sharding import put_like
 from volax.compress.quantize import check_finite, floating, on_grid
-from volax.pairs._sharding import put_like
 
 
 @jax.tree_util.register_dataclass
@@ -152,10 +152,10 @@ def pack(
     chosen = floating(masks.selected(mask, params, "pack"), params, "pack", mask)
 
     def leaf(path: tuple[Any, ...], w: Any) -> Any:
-        where = masks.key_path(path)
+        where = _paths.key_path(path)
         return _packed(where, w, bits, channel_axis) if where in chosen else w
 
-    return masks.map_with_path(leaf, params)
+    return _paths.map_with_path(leaf, params)
 
 
 def unpack(packed: Any) -> Any:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from volax import masks
-from volax._dtypes import wide
+from volax import _paths, masks
+from volax._numerics import wide
 
 
 def binarize(
@@ -158,7 +158,7 @@ def _quantized(
     walls = {} if volume is None else walls_of(volume, params, name, chosen)
 
     def leaf(path: tuple[Any, ...], w: Any) -> Any:
-        where = masks.key_path(path)
+        where = _paths.key_path(path)
         if where not in chosen:
             return w
         check_finite(name, where, w)
@@ -171,13 +171,13 @@ def _quantized(
         w, wall = jnp.asarray(w), walls.get(where)
         return rule(w, None if wall is None else jnp.asarray(wall, wide(w).dtype))
 
-    return masks.map_with_path(leaf, params)
+    return _paths.map_with_path(leaf, params)
 
 
 def floating(chosen: set[str], params: Any, name: str, mask: Any) -> set[str]:
     """The chosen leaves, without integer leaves that only a default mask selects."""
     found = set()
-    for path, leaf in masks.named_leaves(params).items():
+    for path, leaf in _paths.named_leaves(params).items():
         if path in chosen and jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             found.add(path)
         elif path in chosen and not isinstance(mask, str):
@@ -206,9 +206,9 @@ def walls_of(
     Raises:
       ValueError: something else than numbers >= 0, or a shape that does not fit.
     """
-    shapes = {path: jnp.shape(leaf) for path, leaf in masks.named_leaves(tree).items()}
+    shapes = {path: jnp.shape(leaf) for path, leaf in _paths.named_leaves(tree).items()}
     walls = {}
-    for path, value in masks.by_prefix(volume, tree, f"{name}: volume").items():
+    for path, value in _paths.by_prefix(volume, tree, f"{name}: volume").items():
         if path not in chosen:
             continue
         wall = value

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from volax import _modules, _nnx, masks
-from volax.compress import tabulate
-from volax.compress.counting import ACTIVATIONS, multiply_adds
-from volax.compress.cutting import cutting
-from volax.compress.kinds import OTHER, PARAMETER, STATE, kinds
-from volax.compress.measuring import histogram, measures, stable_rank
+from volax import _modules, _nnx, _paths, masks
+from volax.compress import _table
+from volax.compress._count import ACTIVATIONS, multiply_adds
+from volax.compress._cut import cutting
+from volax.compress._kinds import OTHER, PARAMETER, STATE, kinds
+from volax.compress._measure import histogram, measures, stable_rank
+from volax.compress._plan import fitted, plan
 from volax.compress.packing import Packed, is_packed
-from volax.compress.planning import fitted, plan
 from volax.compress.quantize import walls_of
-from volax.pairs.path_norm import side_norms
+from volax.pairs._path_norm import side_norms
 from volax.pairs.records import Group
 
 # A weight held at the wall may sit a few ulps below it.
@@ -159,7 +159,7 @@ class Report:
         Returns:
           The table and the totals.
         """
-        return tabulate.text(self, rows)
+        return _table.text(self, rows)
 
     def figure(self) -> Any:
         """Weights, units and path norms as a Matplotlib ``Figure``.
@@ -170,9 +170,9 @@ class Report:
         Raises:
           ImportError: Matplotlib is not installed.
         """
-        from volax.compress import drawing
+        from volax.compress import _figure
 
-        return drawing.figure(self)
+        return _figure.figure(self)
 
     def __str__(self) -> str:
         return self.text()
@@ -228,7 +228,8 @@ def report(
     runs = _modules.is_module(params)
     model = _modules.called if runs and fn is None else fn
     kind = kinds(tree)
-    named = {masks.key_path(p): v for p, v in masks.flatten_with_path(tree, is_packed)}
+    flat = _paths.flatten_with_path(tree, is_packed)
+    named = {_paths.key_path(path): node for path, node in flat}
     nodes = {k: v for k, v in named.items() if kind[k] != OTHER}
     arrays = {k: _array(v) for k, v in nodes.items()}
     weights = {k: v for k, v in arrays.items() if kind[k] == PARAMETER}

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from volax import _modules, masks
+from volax import _modules, _paths
+from volax._sharding import put_like
 from volax.compress.compact import Compacted
 from volax.compress.packing import Packed, is_packed
-from volax.pairs._sharding import put_like
 
 _FORMAT = "volax 2"
 _STORED = (
@@ -94,7 +94,7 @@ def save(
         params = {"params": params.params, **extra} if extra else params.params
     tree, _ = _modules.split(params)
     arrays, places = {}, {}
-    for key_path, node in masks.flatten_with_path(tree, is_packed):
+    for key_path, node in _paths.flatten_with_path(tree, is_packed):
         name = jax.tree_util.keystr(key_path, simple=True, separator="/")
         name = name if key_path else "."
         place, parts = _parts(name, node)
@@ -262,12 +262,12 @@ def _filled(file: str, tree: Any, have: dict[Steps, Any], runs: bool) -> Any:
     want, names = set(places), ["/".join(steps) for steps in have]
     for steps in sorted(want - have.keys()):
         path = "/".join(steps)
-        raise ValueError(f"load: {file} lacks {path!r}; {masks.nearest(path, names)}")
+        raise ValueError(f"load: {file} lacks {path!r}; {_paths.nearest(path, names)}")
     for steps in sorted(have.keys() - want):
         path = "/".join(steps)
         raise ValueError(
             f"load: {file} holds {path!r}, which into has not; "
-            f"{masks.nearest(path, ['/'.join(steps) for steps in places])}"
+            f"{_paths.nearest(path, ['/'.join(steps) for steps in places])}"
         )
     new = [have[steps] for steps in places]
     old, structure = jax.tree.flatten(tree, is_leaf=is_packed)
@@ -281,7 +281,7 @@ def _filled(file: str, tree: Any, have: dict[Steps, Any], runs: bool) -> Any:
 
 def _places(tree: Any) -> list[Steps]:
     """The key paths of a tree by their steps, in the tree's order."""
-    paths = [path for path, _ in masks.flatten_with_path(tree, is_packed)]
+    paths = [path for path, _ in _paths.flatten_with_path(tree, is_packed)]
     return [tuple(str(_key(entry)[1]) for entry in path) for path in paths]
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from volax.examples.errors import UserError
+from volax.examples._errors import UserError
 
 CLASSES = 10
 _DIGITS_TEST_SHARE = 0.2

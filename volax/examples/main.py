@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from volax.examples.errors import UserError
+from volax.examples._errors import UserError
 
 # A wheel holds the configs inside the package, a checkout beside it.
 _PLACES = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs")
@@ -121,7 +121,7 @@ def _parse(argv: list[str]) -> list[str]:
     """Parse the flags, and answer an unknown setting with the nearest one."""
     from absl import flags
 
-    from volax.examples.settings import flatten
+    from volax.examples._settings import flatten
 
     argv = _with_config_file(argv)
     sys.argv = argv  # ml_collections takes the settings from here

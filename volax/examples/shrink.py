@@ -21,9 +21,9 @@ import optax
 from flax import nnx
 
 import volax
+from volax.examples._errors import UserError
+from volax.examples._files import replace_file, write_json
 from volax.examples.data import CLASSES, Dataset, load_dataset
-from volax.examples.errors import UserError
-from volax.examples.files import replace_file, write_json
 from volax.examples.models import MLP
 
 _BATCH = 64

@@ -23,19 +23,19 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
-from volax.examples import figures
-from volax.examples.data import CLASSES, Dataset, load_dataset
-from volax.examples.errors import UserError
-from volax.examples.files import (
+from volax.examples import _figures
+from volax.examples._errors import UserError
+from volax.examples._files import (
     Checkpoints,
     claim_workdir,
     replace_file,
     sole_run,
     write_json,
 )
+from volax.examples._optimizers import build_optimizers
+from volax.examples._settings import flatten
+from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.models import MLP
-from volax.examples.optimizers import build_optimizers
-from volax.examples.settings import flatten
 
 # What may differ when a run is resumed; a cosine is planned for its number of epochs,
 # so `epochs` may grow under a constant learning rate only.
@@ -126,11 +126,11 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             f"{'validation' if config.validation else 'test'} images"
         )
         last = {name: rows[-1] for name, rows in history.items()}
-        size = figures.sizes(params, config.hidden)
+        size = _figures.sizes(params, config.hidden)
         report = {"title": title, "config": config.to_dict(), **size, "runs": last}
         write_json(workdir / "report.json", report)
-        figures.plot_curves(workdir / "curves.png", title, history, config.regularizer)
-        print(figures.table(title, last, size, volume))
+        _figures.plot_curves(workdir / "curves.png", title, history, config.regularizer)
+        print(_figures.table(title, last, size, volume))
         return report
 
 
@@ -189,7 +189,7 @@ def build_epochs(
             "train_accuracy": hits.mean(),
             "test_accuracy": test_hits.mean(),
             "worst_class_accuracy": jnp.where(seen, right / seen, 1).min(),
-            **figures.measure(model, params, volume),
+            **_figures.measure(model, params, volume),
         }
 
     @partial(jax.jit, donate_argnums=0)
@@ -266,7 +266,7 @@ def _rows(metrics: dict[str, np.ndarray], done: int, count: int) -> list[dict]:
 
 
 def _note(row: dict[str, Any], regularizer: str) -> str:
-    own, value = figures.own_figure(regularizer, row)
+    own, value = _figures.own_figure(regularizer, row)
     accuracy = f"accuracy {row['test_accuracy']:.2%}"
     return f"loss {row['loss']:.4f}, {accuracy}, {own} {value:.4g}"
 

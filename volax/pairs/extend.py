@@ -46,8 +46,8 @@ def register_rule(*primitives: Any, params: str = "") -> Callable[[R], R]:
     # The tracer needs jax.extend, which costs a tenth of the import of Optax.
     from jax.extend.core import Primitive
 
-    from volax.pairs.rules import rule
-    from volax.pairs.trace import FOLLOWED
+    from volax.pairs._trace.jaxprs import FOLLOWED
+    from volax.pairs._trace.rules import rule
 
     if not primitives:
         raise ValueError("register_rule: expected at least one primitive, got none")
@@ -97,6 +97,6 @@ def elementwise(
       ...         tape, eqn, x, gate, law="sum", weights=(1, 1), zero="any"
       ...     )
     """
-    from volax.pairs.rules.elementwise import elementwise as lined_up
+    from volax.pairs._trace.rules.elementwise import elementwise as lined_up
 
     return lined_up(tape, eqn, *operands, law=law, **more)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from volax.pairs.adapters import Traceable, traceable
+from volax.pairs._trace.models import Traceable, traceable
 from volax.pairs.result import Groups
 
 
@@ -103,6 +103,6 @@ def find_pairs(
 
 def _search(given: Traceable, ignore: Any, what: str) -> Groups:
     # The tracer needs jax.extend, which costs a tenth of the import of Optax.
-    from volax.pairs.search import search
+    from volax.pairs._trace.search import search
 
     return search(given, what, ignore)

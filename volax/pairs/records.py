@@ -24,7 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from volax import masks
+from volax import _paths
 
 # Names of what no caller handed in and still may lie along units.
 CAPTURED, RANDOM = "a captured array", "random numbers"
@@ -188,7 +188,7 @@ class Group:
             if member.path not in leaves:
                 raise ValueError(
                     f"{what} {self.name}: {member.role} {member.path!r} is not in the "
-                    f"tree; {masks.nearest(member.path, leaves)}"
+                    f"tree; {_paths.nearest(member.path, leaves)}"
                 )
         sizes = self.sizes
         if -1 in sizes:

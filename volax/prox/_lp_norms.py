@@ -8,9 +8,10 @@ for every entry by itself. For p < 1 the objective has a second local minimum at
 the map jumps where the two are equally good; there it returns 0.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from volax.prox._wide import wide
 
@@ -153,8 +154,8 @@ def half_threshold(x: jax.Array, strength: jax.typing.ArrayLike) -> jax.Array:
     keeps = (size > tau) & (size < jnp.inf)
     safe, force = jnp.where(keeps, size, 1), jnp.where(keeps, s, 0)
     ratio = jnp.where(keeps, tau, 0) / safe
-    angle = jnp.arccos(np.sqrt(0.5) * ratio * jnp.sqrt(ratio))
-    z = _held(safe * (2 / 3) * (1 + jnp.cos(2 / 3 * (np.pi - angle))))
+    angle = jnp.arccos(math.sqrt(0.5) * ratio * jnp.sqrt(ratio))
+    z = _held(safe * (2 / 3) * (1 + jnp.cos(2 / 3 * (math.pi - angle))))
     z = _newton(z, safe, force / (2 * jnp.sqrt(z)), 0.5)
     return _finite(jnp.where(keeps, jnp.sign(y) * z, 0), y, s).astype(x.dtype)
 
@@ -195,8 +196,8 @@ def two_thirds_threshold(x: jax.Array, strength: jax.typing.ArrayLike) -> jax.Ar
     u = safe / unit
     # Far out the root is u - u^(-1/3) to the last bit; u^2 would overflow.
     near = jnp.minimum(u, 1e6)
-    square = (4 / np.sqrt(3)) * jnp.cosh(
-        jnp.arccosh(np.sqrt(27) / 16 * near * near) / 3
+    square = (4 / math.sqrt(3)) * jnp.cosh(
+        jnp.arccosh(math.sqrt(27) / 16 * near * near) / 3
     )
     v = (jnp.sqrt(square) + jnp.sqrt(2 * near / jnp.sqrt(square) - square)) / 2
     z = _held(jnp.where(u > 1e6, safe, unit * v**3))

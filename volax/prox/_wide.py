@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from volax._numerics import promoted
+
 
 def wide(
     x: jax.typing.ArrayLike, strength: jax.typing.ArrayLike
@@ -11,5 +13,5 @@ def wide(
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must be real floating-point, got dtype {x.dtype}")
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = promoted(x.dtype, jnp.float32)
     return x.astype(dtype), jnp.asarray(strength, dtype)

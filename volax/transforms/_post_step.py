@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from volax import masks
-from volax._dtypes import promoted
+from volax import _numerics, _paths, masks
+from volax._numerics import promoted
 
 
 class Weights(NamedTuple):
@@ -71,11 +70,11 @@ def tentative_weights(
     """
     require_params(name, params)
     chosen = masks.selected(mask, params, name)
-    _, structure = jax.tree.flatten(updates, is_leaf=masks.is_absent)
-    steps = masks.named_leaves(updates, absent=True)
+    _, structure = jax.tree.flatten(updates, is_leaf=_paths.is_absent)
+    steps = _paths.named_leaves(updates, absent=True)
     weights = {}
     for (path, u), p in zip(steps.items(), structure.flatten_up_to(params)):
-        if path in chosen and not (masks.is_absent(u) or masks.is_absent(p)):
+        if path in chosen and not (_paths.is_absent(u) or _paths.is_absent(p)):
             p, u = jnp.asarray(p), jnp.asarray(u)
             for array in (p, u):
                 if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -84,7 +83,7 @@ def tentative_weights(
                         "real floating dtype; exclude it with a mask"
                     )
             dtype = promoted(p.dtype, u.dtype)
-            after = _rounded(p.astype(dtype) + u.astype(dtype), dtype)
+            after = _numerics.rounded(p.astype(dtype) + u.astype(dtype), dtype)
             weights[path] = Weights(p, after)
     return weights
 
@@ -102,8 +101,8 @@ def deltas(
     Returns:
       The outgoing updates, in the structure of the incoming ones.
     """
-    steps = masks.named_leaves(updates, absent=True)
-    _, structure = jax.tree.flatten(updates, is_leaf=masks.is_absent)
+    steps = _paths.named_leaves(updates, absent=True)
+    _, structure = jax.tree.flatten(updates, is_leaf=_paths.is_absent)
     return structure.unflatten(
         _delta(u, *weights[path], *targets[path]) if path in targets else u
         for path, u in steps.items()
@@ -129,9 +128,9 @@ def _delta(
     # fl(p + fl(t - p)) may round to one ulp beyond the limit. Integers on the bit
     # pattern cost next to nothing beside an Adam step, jnp.nextafter a quarter of one.
     # 16-bit values may live on in float32 inside a fusion: round before comparing.
-    d = _rounded(d, w.dtype)
-    landed = _rounded(p.astype(w.dtype) + d, p.dtype)
-    integer = _INTEGERS[d.dtype.itemsize]
+    d = _numerics.rounded(d, w.dtype)
+    landed = _numerics.rounded(p.astype(w.dtype) + d, p.dtype)
+    integer = _numerics.INTEGERS[d.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(d, integer)
     # The magnitude grows with the pattern, whatever the sign: one less where d points
     # outward, one more where it points inward.
@@ -139,28 +138,3 @@ def _delta(
     outward = (signs >> (8 * d.dtype.itemsize - 1)) | 1
     nudged = jax.lax.bitcast_convert_type(bits - outward, d.dtype)
     return jnp.where(jnp.abs(landed) > limit.astype(d.dtype), nudged, d)
-
-
-_INTEGERS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
-
-
-def _rounded(x: jax.Array, dtype: Any) -> jax.Array:
-    """The value as the dtype holds it, even where XLA would keep excess precision."""
-    info = jnp.finfo(dtype)
-    if x.dtype == dtype and info.bits >= 32:
-        return x
-    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
-
-
-def floor_magnitude(limit: Any, dtype: Any) -> jax.Array:
-    """A non-negative limit rounded toward zero to a dtype, shape of the limit."""
-    if isinstance(limit, (int, float, np.ndarray, np.generic)):
-        exact = np.asarray(limit, np.float64)
-        nearest = np.asarray(exact, jnp.dtype(dtype))
-        below = np.nextafter(nearest, np.zeros_like(nearest))
-        return jnp.asarray(np.where(nearest.astype(np.float64) > exact, below, nearest))
-    wide = promoted(limit.dtype, dtype)
-    nearest = jnp.asarray(limit, dtype)
-    bits = jax.lax.bitcast_convert_type(nearest, _INTEGERS[nearest.dtype.itemsize])
-    below = jax.lax.bitcast_convert_type(bits - 1, nearest.dtype)
-    return jnp.where(nearest.astype(wide) > limit.astype(wide), below, nearest)

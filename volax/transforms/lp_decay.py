@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from volax import masks, prox
-from volax._dtypes import wide
+from volax import _paths, masks, prox
+from volax._numerics import wide
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 
@@ -150,7 +150,7 @@ def _at_start(value: Any) -> float | None:
 
 def _refuse_zero_leaves(params: optax.Params, mask: Any) -> None:
     """Raises for a concrete leaf of zeros, which would never train."""
-    known = {k: x for k, x in masks.named_leaves(params).items() if _is_known(x)}
+    known = {k: x for k, x in _paths.named_leaves(params).items() if _is_known(x)}
     # Arrays that a traced function closes over, as in ``eval_shape(lambda:
     # tx.init(params))``, are known too, but whatever it makes of them is traced.
     with jax.ensure_compile_time_eval():

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from volax import masks, prox
-from volax._dtypes import wide
-from volax.pairs import layout, records
-from volax.pairs._sharding import alike, pinned
-from volax.pairs.path_norm import path_norms, side_norms
+from volax import _paths, masks, prox
+from volax._numerics import wide
+from volax._sharding import alike, pinned
+from volax.pairs import _layout, records
+from volax.pairs._path_norm import path_norms, side_norms
 from volax.pairs.records import Group
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
@@ -148,12 +148,12 @@ def path_prox(
 
 def _present(written: tuple[Group, ...], params: Any) -> tuple[Group, ...]:
     """The pairs fitted to the tree, without those that are masked out as a whole."""
-    leaves = masks.named_leaves(params, absent=True)
-    absent = [path for path, leaf in leaves.items() if masks.is_absent(leaf)]
+    leaves = _paths.named_leaves(params, absent=True)
+    absent = [path for path, leaf in leaves.items() if _paths.is_absent(leaf)]
     groups = []
     for group in written:
         paths = [m.path for m in group.members]
-        gone = [path for path in paths if any(masks.is_above(a, path) for a in absent)]
+        gone = [path for path in paths if any(_paths.is_above(a, path) for a in absent)]
         if len(gone) == len(paths):
             continue
         if gone:
@@ -211,7 +211,7 @@ def _proximal(
         if m.path in now:
             after[m.path] = after[m.path] * (scales.biases * scales.consumers)
     for m in (*group.producers, *group.biases, *group.consumers):
-        after[m.path] = layout.scale(m, group.sizes, after[m.path], factors[m.role])
+        after[m.path] = _layout.scale(m, group.sizes, after[m.path], factors[m.role])
     return after
 
 

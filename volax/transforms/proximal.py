@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from volax._dtypes import wide
+from volax._numerics import wide
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from volax import masks
-from volax._dtypes import wide
+from volax import _paths
+from volax._numerics import wide
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 from volax.transforms.proximal import Prox, as_map
@@ -96,7 +96,7 @@ def proximal_adam(
         steps, moments = adam.update(updates, state.adam, params)
         steps = optax.tree.scale(-1 * rate, steps)
         weights = _post_step.tentative_weights("proximal_adam", steps, params, mask)
-        squares = masks.named_leaves(moments.nu)
+        squares = _paths.named_leaves(moments.nu)
         targets = {}
         for path, leaf in weights.items():
             w = wide(leaf.after)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from volax import masks, prox
-from volax._dtypes import wide
+from volax import _numerics, _paths, prox
+from volax._numerics import wide
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 
@@ -154,8 +154,8 @@ def make_wall(name: str, volume: Any, alpha: Any, mask: Any) -> Wall:
     def make_targets(updates, state, params):
         weights = _post_step.tentative_weights(name, updates, params, mask)
         count = state.count if is_stateful else None
-        initial = masks.named_leaves(state.initial) if is_relative else {}
-        spread = masks.by_prefix(volume, params, f"{name}: volume")
+        initial = _paths.named_leaves(state.initial) if is_relative else {}
+        spread = _paths.by_prefix(volume, params, f"{name}: volume")
         restitution = _hyperparams.at(alpha, count)
         targets = {}
         for path, leaf in weights.items():
@@ -207,7 +207,7 @@ def _target(
             f"{name}: volume of shape {jnp.shape(volume)} does not broadcast to leaf "
             f"{path!r} of shape {p.shape}"
         )
-    limit = _post_step.floor_magnitude(volume, p.dtype)
+    limit = _numerics.floor_magnitude(volume, p.dtype)
     value = prox.wall(wide(w), limit, alpha)
     if isinstance(alpha, (int, float)):
         return _post_step.Target(value, limit if alpha <= 0 else None)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from volax import masks
+from volax import _paths
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 from volax.transforms.volumize import make_wall
@@ -85,13 +85,13 @@ def volumized(
         )
         weights, targets, wall_state = wall.targets(steps, state.wall_state, params)
         restitution = _hyperparams.at(alpha, getattr(state.wall_state, "count", None))
-        before = masks.named_leaves(steps)
+        before = _paths.named_leaves(steps)
         targets = {
             path: _off_the_wall(before[path], weights[path], t, restitution)
             for path, t in targets.items()
         }
         bounded = _post_step.deltas(steps, weights, targets)
-        after = masks.named_leaves(bounded)
+        after = _paths.named_leaves(bounded)
         hits = {
             path: _hit(before[path], after[path], weights[path].before, t, restitution)
             for path, t in targets.items()
@@ -162,17 +162,17 @@ def _scale_momentum(
     A first moment is a whole field of the state, of one of the names, that holds the
     parameters' leaves: a part of another field may be called the same.
     """
-    paths = masks.named_leaves(params, absent=True).keys()
+    paths = _paths.named_leaves(params, absent=True).keys()
     found = set()
 
     def holds_params(field: Any) -> bool:
-        return masks.named_leaves(field, absent=True).keys() == paths
+        return _paths.named_leaves(field, absent=True).keys() == paths
 
     def holds_moment(node: Any) -> bool:
         return any(name in getattr(node, "_fields", ()) for name in names)
 
     def scaled(path: tuple[Any, ...], leaf: Any) -> Any:
-        name = masks.key_path(path)
+        name = _paths.key_path(path)
         if name not in hits or jnp.shape(leaf) != hits[name].shape:
             return leaf
         found.add(name)
@@ -184,7 +184,7 @@ def _scale_momentum(
         fields = {}
         for field, value in node._asdict().items():
             if field in names and holds_params(value):
-                value = masks.map_with_path(scaled, value)
+                value = _paths.map_with_path(scaled, value)
             else:
                 value = jax.tree.map(visit, value, is_leaf=holds_moment)
             fields[field] = value

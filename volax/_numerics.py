@@ -1,0 +1,43 @@
+"""Numbers as dtypes hold them: float32 or wider for arithmetic, rounding, limits."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def promoted(first: Any, second: Any) -> Any:
+    """The dtype that holds both; under strict promotion too, where JAX names none."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(first, second)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """The array in float32 or wider, where rules do their arithmetic."""
+    return x.astype(promoted(x.dtype, jnp.float32))
+
+
+INTEGERS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
+
+
+def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+    """The value as the dtype holds it, even where XLA would keep excess precision."""
+    info = jnp.finfo(dtype)
+    if x.dtype == dtype and info.bits >= 32:
+        return x
+    return jax.lax.reduce_precision(x, info.nexp, info.nmant)
+
+
+def floor_magnitude(limit: Any, dtype: Any) -> jax.Array:
+    """A non-negative limit rounded toward zero to a dtype, shape of the limit."""
+    if isinstance(limit, (int, float, np.ndarray, np.generic)):
+        exact = np.asarray(limit, np.float64)
+        nearest = np.asarray(exact, jnp.dtype(dtype))
+        below = np.nextafter(nearest, np.zeros_like(nearest))
+        return jnp.asarray(np.where(nearest.astype(np.float64) > exact, below, nearest))
+    wide = promoted(limit.dtype, dtype)
+    nearest = jnp.asarray(limit, dtype)
+    bits = jax.lax.bitcast_convert_type(nearest, INTEGERS[nearest.dtype.itemsize])
+    below = jax.lax.bitcast_convert_type(bits - 1, nearest.dtype)
+    return jnp.where(nearest.astype(wide) > limit.astype(wide), below, nearest)

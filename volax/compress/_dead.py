@@ -1,0 +1,217 @@
+"""Which units nothing needs, judged group by group until nothing more changes.
+
+A unit goes for one of two reasons, both exact: nothing reads it (all its outgoing
+weights are zero), or nothing feeds it (all its incoming weights and biases are zero,
+and zero stays zero on the way to the consumers). A removed unit takes its weights
+along, which may leave its neighbours unread or unfed, so the judgement is repeated.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from volax.pairs import _layout
+from volax.pairs.records import Axis, Group, Member, cannot_cut
+
+Leaves = Mapping[str, np.ndarray]
+
+UNFED = "nothing feeds it, but zero is not known to stay zero up to its consumers"
+CONSTANT = "its incoming weights are zero, but its bias makes it a constant"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Units that could have gone but stay, and why.
+
+    Attributes:
+      group: the name of the group.
+      units: numbers of the units (flat, where a unit has several indices).
+      reason: why.
+    """
+
+    group: str
+    units: tuple[int, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        count = len(self.units)
+        return f"{self.group}: {count} unit{'s' * (count != 1)} kept: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What a group's weights say of its units; bool arrays of the group's ``sizes``.
+
+    Attributes:
+      unread: all outgoing weights are zero.
+      unfed: all incoming weights and biases are zero.
+      constant: all incoming weights are zero, a bias is not.
+    """
+
+    unread: np.ndarray
+    unfed: np.ndarray
+    constant: np.ndarray
+
+    def dead(self, group: Group) -> np.ndarray:
+        """The units that can go without changing the function."""
+        return self.unread | self.unfed if keeps_zero(group) else self.unread
+
+
+def judge(group: Group, leaves: Leaves) -> Judgement:
+    """Judges every unit of a fitted group."""
+    # Counted, not summed in squares: the square of a small weight underflows to 0.
+    read = _any(group.consumers, group, leaves)
+    fed = _any(group.producers, group, leaves)
+    biased = _any(group.biases, group, leaves)
+    return Judgement(~read, ~(fed | biased), ~fed & biased & read)
+
+
+def keeps_zero(group: Group) -> bool:
+    """Whether a unit that nothing feeds is zero where it is read."""
+    if group.states and not group.homogeneous:
+        return False  # a running mean is subtracted from what is zero
+    if group.keeps_zero is not None:
+        return group.keeps_zero
+    return group.homogeneous and not group.states
+
+
+def _any(members: tuple[Member, ...], group: Group, leaves: Leaves) -> np.ndarray:
+    """Whether a unit has a weight other than zero in any of the members."""
+    found = np.zeros(group.sizes, bool)
+    for member in members:
+        leaf = np.asarray(leaves[member.path])
+        carrying = {a.axis for a in member.axes}
+        rest = tuple(i for i in range(leaf.ndim) if i not in carrying)
+        where, _ = _layout.unit_indices(member, group.sizes, leaf.shape)
+        used = (leaf != 0).any(axis=rest).reshape(-1)
+        found |= used[where].any(axis=-1).reshape(group.sizes)
+    return found
+
+
+def positions(member: Member, units: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Which entries of a parameter belong to the chosen units.
+
+    Args:
+      member: the parameter's record.
+      units: the choice, bool of the group's ``sizes``.
+      shape: of the parameter.
+
+    Returns:
+      A bool array that broadcasts against the parameter.
+
+    Raises:
+      ValueError: an entry belongs to chosen and to other units.
+    """
+    where, _ = _layout.unit_indices(member, units.shape, shape)
+    carrying = {a.axis for a in member.axes}
+    spread = [n if i in carrying else 1 for i, n in enumerate(shape)]
+    inside, outside = np.zeros((2, math.prod(spread)), bool)
+    inside[where[units.reshape(-1)]] = True
+    outside[where[~units.reshape(-1)]] = True
+    if (inside & outside).any():
+        raise ValueError(
+            f"{member.path!r} is shared by units of which only some are removed"
+        )
+    return inside.reshape(spread)
+
+
+def uncuttable(
+    group: Group, owners: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> str | None:
+    """Why a group can only be cut as a whole, or not at all, if that is so.
+
+    Args:
+      group: a fitted group.
+      owners: producers whose size a module around them holds, and its name.
+      shapes: of the parameters.
+
+    Returns:
+      The reason, or ``None``.
+    """
+    if group.carries:
+        return cannot_cut(group.carries)
+    last = len(group.sizes) - 1
+    for member in group.carriers:
+        if len([a for a in member.axes if last in a.units]) != 1:
+            return f"{member.path!r} carries the units along several axes"
+        if not carries_all(member, group):
+            return f"{member.path!r} is shared by several of its layers"
+        for axis in member.axes:
+            filled = math.prod(axis.sizes) == shapes[member.path][axis.axis]
+            if last not in axis.units and not filled:
+                return f"{member.path!r} holds more layers than the units have"
+        size = len(shapes[member.path]) - 1  # a projection is [..., heads, size]
+        if member.path in owners and cut_axis(member, group.sizes).axis == size:
+            return f"{owners[member.path]} needs heads of equal size"
+    return None
+
+
+def carries_all(member: Member, group: Group) -> bool:
+    """Whether a member has entries of its own for every unit."""
+    carried = {u for a in member.axes for u in a.units if u is not None}
+    return len(carried) == len(group.sizes)
+
+
+def cut_axis(member: Member, sizes: tuple[int, ...]) -> Axis:
+    """The axis that becomes shorter: that of the unit's last index."""
+    last = len(sizes) - 1
+    return next(a for a in member.axes if last in a.units)
+
+
+def rounded(alive: np.ndarray, round_to: int) -> np.ndarray:
+    """The units that stay: the same count for all leading indices, rounded up.
+
+    Args:
+      alive: the units that must stay, bool of the group's ``sizes``.
+      round_to: the count is a multiple of this, or all units.
+
+    Returns:
+      ``alive`` with the first of the other units added.
+    """
+    total = alive.shape[-1]
+    most = max(int(alive.sum(axis=-1).max(initial=0)), 1)
+    count = min(math.ceil(most / round_to) * round_to, total)
+    rows = alive.reshape(-1, total).copy()
+    for row in rows:
+        row[np.flatnonzero(~row)[: max(count - int(row.sum()), 0)]] = True
+    return rows.reshape(alive.shape)
+
+
+_PROOF = "; check=(fn, small_fn, inputs) would prove it"
+
+
+def unsafe(group: Group, leaves: Mapping[str, np.ndarray]) -> str | None:
+    """Why cutting a group might change a constant of the program, if it might.
+
+    A traced group knows: its program was traced with fewer units. A hand-written one
+    knows no program.
+
+    Args:
+      group: a fitted group.
+      leaves: the parameters by key path.
+
+    Returns:
+      The reason, or ``None``.
+    """
+    if group.constants:
+        return f"{group.constants[0]}{_PROOF}"
+    if group.keeps_zero is not None:
+        return None
+    feeding = [m for m in group.carriers if m not in group.consumers]
+    for member in feeding:
+        for axis in member.axes:
+            if not _alone(axis, leaves[member.path].shape):
+                return (
+                    f"the units are a part of axis {axis.axis} of {member.path!r}, so "
+                    f"the program may hold their number{_PROOF}"
+                )
+    return None
+
+
+def _alone(axis: Axis, shape: tuple[int, ...]) -> bool:
+    """Whether one index of the units fills the axis."""
+    return (
+        axis.offset == 0 and axis.sizes == (shape[axis.axis],) and axis.units != (None,)
+    )

@@ -1,0 +1,370 @@
+"""Decides, before anything is cut, which units of which group stay."""
+
+import dataclasses
+import types
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from volax import _paths, masks
+from volax.compress import _dead, _refit
+from volax.compress._dead import Kept
+from volax.compress._fold import fold
+from volax.pairs.records import Group
+
+
+@dataclasses.dataclass
+class Plan:
+    """What will be cut.
+
+    Attributes:
+      groups: the fitted groups.
+      stay: for each group the units that stay, bool of its ``sizes``.
+      gone: for each group the units that nothing needs, a few of which may stay.
+      unread: those of them that went because nothing reads them.
+      kept: units that could have gone but stay, and why.
+      folded: parameters that were changed because a constant unit was folded.
+    """
+
+    groups: tuple[Group, ...]
+    stay: tuple[np.ndarray, ...]
+    gone: tuple[np.ndarray, ...]
+    unread: tuple[np.ndarray, ...]
+    kept: tuple[Kept, ...]
+    folded: dict[str, np.ndarray]
+
+
+def fitted(
+    groups: Any, leaves: Mapping[str, Any], what: str, apart: Set[str] = frozenset()
+) -> tuple[Group, ...]:
+    """The groups of an argument, completed by the sizes of a tree.
+
+    Args:
+      groups: one group, or an iterable of them.
+      leaves: arrays by key path; the running statistics too.
+      what: who asks, for errors.
+      apart: key paths of statistics that lie in trees of their own, beside that of the
+        parameters.
+
+    Returns:
+      The groups, each once.
+
+    Raises:
+      ValueError: something else than groups, a group that does not fit the tree, or
+        one weight in two groups.
+    """
+    listed = (groups,) if isinstance(groups, Group) else groups
+    if not isinstance(listed, Iterable):
+        raise ValueError(f"{what}: expected groups, got {type(groups).__name__}")
+    found = []
+    for group in dict.fromkeys(listed):
+        if not isinstance(group, Group):
+            raise ValueError(
+                f"{what}: groups must hold records of volax.find_groups or volax.pair, "
+                f"got {type(group).__name__}"
+            )
+        for member in group.carriers:
+            if member.path not in leaves:
+                hint = "; pass the running statistics too, as state=..."
+                raise ValueError(
+                    f"{what}: {group.name}: {member.role} {member.path!r} is not in "
+                    f"the tree; {_paths.nearest(member.path, leaves)}"
+                    + (hint if member.role == "state" else "")
+                )
+        # Group.fit completes what rescaling is about; the rest is completed alike.
+        scales, fixed = len(group.scales), len(group.fixed)
+        extra = (*group.scales, *group.fixed, *group.states)
+        full = dataclasses.replace(group, scales=extra).fit(leaves, f"{what}: group")
+        found.append(
+            dataclasses.replace(
+                full,
+                scales=full.scales[:scales],
+                fixed=full.scales[scales : scales + fixed],
+                states=full.scales[scales + fixed :],
+            )
+        )
+    shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
+    _refit.check_apart(found, shapes, what)
+    for group in found:
+        _check_complete(
+            group, leaves, {m.path for g in found for m in g.carriers}, what, apart
+        )
+    return tuple(found)
+
+
+def _modules(leaves: Iterable[str], apart: Set[str]) -> dict[str, str]:
+    """The module of each array: all steps of its key path but the last.
+
+    Statistics that lie apart have more steps in front (a collection's name); theirs
+    is the longest end of these steps that is the module of a parameter.
+    """
+    above = {path: path.split("/")[:-1] for path in leaves}
+    known = {tuple(steps) for path, steps in above.items() if path not in apart}
+    found = {}
+    for path, steps in above.items():
+        ends = (steps[k:] for k in range(len(steps)) if path in apart)
+        found[path] = "/".join(next((e for e in ends if tuple(e) in known), steps))
+    return found
+
+
+def _check_complete(
+    group: Group,
+    leaves: Mapping[str, Any],
+    listed: set[str],
+    what: str,
+    apart: Set[str],
+) -> None:
+    """Refuses a hand-written group that forgets a vector beside what it lists."""
+    if group.keeps_zero is not None:
+        return
+    inside = _modules(leaves, apart)
+    for member in group.carriers:
+        parent = inside[member.path]
+        if member in group.consumers or not parent:
+            continue
+        beside = [path for path, module in inside.items() if module == parent]
+        for path in beside:
+            shape = np.shape(leaves[path])
+            if path not in listed and shape == group.sizes:
+                raise ValueError(
+                    f"{what}: {group.name}: {path!r} of shape {shape} stands beside "
+                    f"{member.path!r} and seems to carry the units too; add it to the "
+                    "group, as bias=..., scale=... or in states"
+                )
+
+
+def plan(
+    groups: Sequence[Group],
+    leaves: Mapping[str, Any],
+    *,
+    round_to: int,
+    keep: Any,
+    proven: bool,
+    folding: str | None = None,
+    owners: Mapping[str, str],
+    leave: Mapping[int, str] = types.MappingProxyType({}),
+) -> Plan:
+    """Judges all units until nothing more changes.
+
+    Args:
+      groups: fitted groups.
+      leaves: arrays by key path.
+      round_to: counts are multiples of this.
+      keep: the user's choice of units that stay.
+      proven: whether the result will be checked by running both models.
+      folding: why constants are not folded, or ``None`` where they are.
+      owners: producers whose size a module around them holds, and its name.
+      leave: numbers of groups that stay as they are, and why.
+
+    Returns:
+      The plan.
+    """
+    names = {m.path for g in groups for m in g.carriers}
+    held = {path: np.asarray(leaves[path]) for path in names}
+    shapes = {path: leaf.shape for path, leaf in held.items()}
+    # Biases beside a consumer may take a constant over.
+    beside = {k: np.asarray(v) for k, v in leaves.items() if _is_vector(v)}
+    work, folded = {**beside, **held}, {}
+    if keep is not None:
+        _check_keep(keep, groups, leaves)
+    forced = [_forced(keep, g, leaves) for g in groups]
+    unsafe = [
+        _dead.uncuttable(g, owners, shapes)
+        or (None if proven else _dead.unsafe(g, held))
+        for g in groups
+    ]
+    unsafe = [leave.get(k) or why for k, why in enumerate(unsafe)]
+    gone = [np.zeros(g.sizes, bool) for g in groups]
+    unread = [np.zeros(g.sizes, bool) for g in groups]
+    idle = [np.zeros(g.sizes, bool) for g in groups]
+    reasons: dict[int, str] = {}
+    changed = True
+    while changed:
+        changed = False
+        for k, group in enumerate(groups):
+            judged = _dead.judge(group, work)
+            if unsafe[k] is not None:
+                # The units stay, but what they alone read or feed may go.
+                new = judged.dead(group) & ~idle[k] & ~forced[k]
+                for member in group.carriers if new.any() else ():
+                    if _dead.carries_all(member, group):
+                        work[member.path] = _zeroed(work[member.path], member, new)
+                idle[k] |= new
+                changed |= bool(new.any())
+                continue
+            new = judged.dead(group) & ~gone[k] & ~forced[k]
+            constant = judged.constant & ~new & ~gone[k] & ~forced[k]
+            if constant.any():
+                moved = folding or fold(group, constant, groups, work)
+                if isinstance(moved, str):
+                    reasons[k] = moved
+                else:
+                    for path, bias in moved.items():
+                        work[path] = folded[path] = bias
+                    for member in group.consumers:
+                        # Should the unit stay to round the count, it is read no more.
+                        base = folded.get(member.path, held[member.path])
+                        folded[member.path] = _zeroed(base, member, constant)
+                    new |= constant
+            if new.any():
+                for member in group.carriers:
+                    leaf = work[member.path]
+                    work[member.path] = _zeroed(leaf, member, new)
+                gone[k] |= new
+                unread[k] |= new & judged.unread
+                changed = True
+    stay, kept = [], []
+    for k, group in enumerate(groups):
+        judged = _dead.judge(group, work)
+        said = [*_unchanged(group, judged, gone[k], reasons.get(k), unsafe[k])]
+        stay.append(_dead.rounded(~gone[k], round_to))
+        if (extra := stay[-1] & gone[k]).any():
+            said.append((extra, _why_rounded(gone[k], round_to)))
+        if (dead := judged.dead(group) & forced[k] & ~gone[k]).any():
+            said.append((dead, "named in keep"))
+        kept += [
+            Kept(group.name, tuple(np.flatnonzero(which).tolist()), why)
+            for which, why in said
+            if which.any()
+        ]
+    return Plan(
+        tuple(groups), tuple(stay), tuple(gone), tuple(unread), tuple(kept), folded
+    )
+
+
+def lively(
+    planned: Plan, leaves: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Random numbers for weights that are all zero, such as those of a fresh head.
+
+    Behind zeros the outputs depend on no unit, and comparing them proves nothing. What
+    the plan removes stays unread, or unfed, so both models have to agree here as well.
+
+    Args:
+      planned: the plan.
+      leaves: the parameters by key path, folded ones included.
+      names: those that may be replaced.
+
+    Returns:
+      The parameters that change, none where no parameter is all zero.
+    """
+    rng = np.random.default_rng(0)
+    work = {k: np.asarray(leaves[k]) for g in planned.groups for k in _member_paths(g)}
+    new = {}
+    for path in names:
+        leaf = np.asarray(leaves[path])
+        if leaf.size and jnp.issubdtype(leaf.dtype, jnp.floating) and not leaf.any():
+            fan_in = max(leaf.size // leaf.shape[-1], 1) if leaf.ndim else 1
+            drawn = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
+            new[path] = work[path] = drawn.astype(leaf.dtype)
+    if not new:
+        return {}
+    for group, stay, unread in zip(planned.groups, planned.stay, planned.unread):
+        fed = (group.producers + group.biases, ~stay & ~unread)
+        for members, dead in ((group.consumers, ~stay & unread), fed):
+            for member in members if dead.any() else ():
+                leaf = _zeroed(work[member.path], member, dead)
+                new[member.path] = work[member.path] = leaf
+    return new
+
+
+def _member_paths(group: Group) -> Iterable[str]:
+    return (member.path for member in group.carriers)
+
+
+def _zeroed(leaf: np.ndarray, member: Any, which: np.ndarray) -> np.ndarray:
+    inside = _dead.positions(member, which, leaf.shape)
+    return np.where(inside, np.zeros((), leaf.dtype), leaf)
+
+
+def _is_vector(leaf: Any) -> bool:
+    key = jnp.issubdtype(getattr(leaf, "dtype", np.int32), jax.dtypes.prng_key)
+    return not key and getattr(leaf, "ndim", 0) == 1
+
+
+def _unchanged(
+    group: Group,
+    judged: _dead.Judgement,
+    gone: np.ndarray,
+    reason: str | None,
+    unsafe: str | None,
+) -> Iterable[tuple[np.ndarray, str]]:
+    """Units that look dead and stay, with the reason."""
+    if unsafe is not None:
+        yield judged.dead(group), unsafe
+        return
+    if not _dead.keeps_zero(group):
+        yield judged.unfed & ~judged.unread & ~gone, _dead.UNFED
+    if reason is not None:
+        yield judged.constant & ~gone, f"{_dead.CONSTANT}; {reason}"
+
+
+def _why_rounded(gone: np.ndarray, round_to: int) -> str:
+    counts = (~gone).sum(axis=-1)
+    why = []
+    if counts.max() == 0:
+        why.append("at least one unit stays")
+    if counts.min() != counts.max():
+        why.append("all layers keep the same count")
+    if max(counts.max(), 1) % round_to:
+        why.append(f"the count is a multiple of {round_to}")
+    return " and ".join(why)
+
+
+def _forced(keep: Any, group: Group, leaves: Mapping[str, Any]) -> np.ndarray:
+    """The units that the user wants to keep, bool of the group's ``sizes``."""
+    chosen = np.zeros(group.sizes, bool)
+    if keep is None:
+        return chosen
+    if isinstance(keep, masks.Mask):
+        named = {m.path: keep.selects(m.path, leaves[m.path]) for m in group.producers}
+    elif isinstance(keep, Mapping):
+        named = keep
+    else:
+        named = dict.fromkeys((keep,) if isinstance(keep, str) else keep, True)
+    for member in group.producers:
+        which = named.get(member.path, False)
+        if isinstance(which, bool | np.bool_):
+            chosen |= which
+            continue
+        which = np.asarray(which, None if len(which) else int)
+        if which.dtype == bool and which.shape == group.sizes:
+            chosen |= which
+        elif _are_units(which, group.size):
+            chosen.reshape(-1)[which] = True
+        else:
+            raise ValueError(
+                f"compact: keep: {member.path!r}: expected True, numbers of units "
+                f"below {group.size}, or bools of shape {group.sizes}, got {which!r}"
+            )
+    return chosen
+
+
+def _are_units(which: np.ndarray, count: int) -> bool:
+    integers = np.issubdtype(which.dtype, np.integer) and which.ndim == 1
+    return integers and bool(((which >= 0) & (which < count)).all())
+
+
+def _check_keep(keep: Any, groups: Sequence[Group], leaves: Mapping[str, Any]) -> None:
+    """Refuses a choice that is none, or that names no producer."""
+    makers = {m.path for g in groups for m in g.producers}
+    if isinstance(keep, masks.Mask):
+        if not any(keep.selects(path, leaves[path]) for path in makers):
+            raise ValueError(
+                f"compact: keep: {keep!r} selects none of {sorted(makers)}"
+            )
+        return
+    if not isinstance(keep, str | Iterable):
+        raise ValueError(
+            "compact: keep must be key paths of producers, a mask of volax, or a "
+            f"dictionary from such paths, got {keep!r}"
+        )
+    for path in (keep,) if isinstance(keep, str) else keep:
+        if path not in makers:
+            raise ValueError(
+                f"compact: keep: {path!r} makes no units of these groups; "
+                f"the producers are {', '.join(sorted(makers)[:5])}"
+            )

@@ -1,0 +1,57 @@
+"""The optimizers of the example: a plain one, and the same one with a regularizer."""
+
+from typing import Any
+
+import optax
+
+import volax
+from volax.examples._errors import UserError
+from volax.examples.models import MLP
+
+
+def build_optimizers(
+    config: Any, steps: int, model: MLP
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Build the plain optimizer and the same one with the regularizer.
+
+    Args:
+      config: names both, and holds each regularizer's arguments under its name.
+      steps: how many steps the learning rate's schedule lasts.
+      model: tells the pairs of weights around its hidden units.
+
+    Raises:
+      UserError: for an unknown name or an argument that the library refuses.
+    """
+    settings = config.optimizer
+    schedules = {
+        "constant": optax.constant_schedule(settings.learning_rate),
+        "cosine": optax.cosine_decay_schedule(settings.learning_rate, steps),
+    }
+    rate = _known("optimizer.schedule", settings.schedule, schedules)
+    optimizers = {"adam": optax.adam(rate), "sgd": optax.sgd(rate, settings.momentum)}
+    plain = _known("optimizer.name", settings.name, optimizers)
+
+    regularizers = {
+        "adamw": lambda **options: optax.adamw(rate, **options),
+        "volumize": lambda **options: volax.volumized(plain, **options),
+        "lp_decay": lambda **options: optax.chain(
+            plain, volax.lp_decay(rate, **options)
+        ),
+        "path_prox": lambda **options: optax.chain(
+            plain, volax.path_prox(rate, pairs=model.pairs(), **options)
+        ),
+    }
+    regularize = _known("regularizer", config.regularizer, regularizers)
+    if config.regularizer == "adamw" and settings.name != "adam":
+        raise UserError("regularizer 'adamw' stands on Adam: optimizer.name must be it")
+    try:
+        return plain, regularize(**config[config.regularizer])
+    except (TypeError, ValueError) as error:
+        said = str(error).removeprefix(f"{config.regularizer}: ")
+        raise UserError(f"{config.regularizer}: {said}") from error
+
+
+def _known(key: str, name: str, choices: dict[str, Any]) -> Any:
+    if name not in choices:
+        raise UserError(f"{key} is {name!r}; there are {', '.join(choices)}")
+    return choices[name]

@@ -1,0 +1,72 @@
+"""Per-unit arithmetic on parameters whose units lie as an ``Axis`` says.
+
+The heavy pass over a parameter reduces (or multiplies) along whole axes, which XLA
+fuses with its neighbours; what remains is a vector with one entry per index of the
+carrying axes, and only that small vector is gathered into units by static indices.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from volax._numerics import wide
+from volax._sharding import spread, whole
+from volax.pairs.records import Member
+
+
+def squared_norms(member: Member, sizes: tuple[int, ...], x: jax.Array) -> jax.Array:
+    """The sum of squares of each unit's weights, shape ``sizes``, float32 or wider."""
+    # Squares of 16-bit numbers overflow.
+    x = wide(jnp.asarray(x))
+    where, plain = unit_indices(member, sizes, x.shape)
+    carrying = {a.axis for a in member.axes}
+    rest = tuple(i for i in range(x.ndim) if i not in carrying)
+    sums = jnp.sum(jnp.square(x), axis=rest)
+    if plain and sums.shape == sizes:
+        return sums
+    sums = whole(sums).reshape(-1)
+    return (sums if plain else sums[where].sum(axis=-1)).reshape(sizes)
+
+
+def scale(
+    member: Member, sizes: tuple[int, ...], x: jax.Array, factors: jax.Array
+) -> jax.Array:
+    """Multiplies each unit's weights by its factor; other weights stay as they are."""
+    where, plain = unit_indices(member, sizes, x.shape)
+    carrying = sorted(a.axis for a in member.axes)
+    if not plain or factors.shape != tuple(x.shape[i] for i in carrying):
+        factors = whole(factors).reshape(-1)
+    if not plain:
+        units = where.shape[0]
+        unit_of = np.full(math.prod(x.shape[i] for i in carrying), units, np.int32)
+        unit_of[where] = np.arange(units, dtype=np.int32)[:, None]
+        factors = jnp.append(factors, jnp.ones((), factors.dtype))[unit_of]
+    shape = [n if i in carrying else 1 for i, n in enumerate(x.shape)]
+    return x * spread(factors.reshape(shape), x)
+
+
+@functools.lru_cache(maxsize=1024)
+def unit_indices(
+    member: Member, sizes: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[np.ndarray, bool]:
+    """Flat indices over the carrying axes, ``[units, positions]``; whether trivial."""
+    axes = sorted(member.axes, key=lambda a: a.axis)
+    free = [s for a in axes for s, u in zip(a.sizes, a.units) if u is None]
+    grid, index, seen = len(sizes) + len(free), 0, len(sizes)
+    for axis in axes:
+        dims = []
+        for unit in axis.units:
+            dims.append(seen if unit is None else unit)
+            seen += unit is None
+        spread = np.expand_dims(
+            axis.indices().transpose(np.argsort(dims)),
+            [k for k in range(grid) if k not in dims],
+        )
+        index = index * shape[axis.axis] + spread
+    index = np.broadcast_to(index, (*sizes, *free)).reshape(math.prod(sizes), -1)
+    total = math.prod(shape[a.axis] for a in axes)
+    plain = index.shape == (total, 1) and bool((index[:, 0] == np.arange(total)).all())
+    return index, plain

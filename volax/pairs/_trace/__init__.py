@@ -1,0 +1,1 @@
+"""Which axes of which parameters belong to one unit: the tracer."""

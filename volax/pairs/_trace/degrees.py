@@ -1,0 +1,352 @@
+"""Degrees: how every value scales when its units' incoming side is scaled.
+
+Each place where a watched leaf occurs in a parameter is an unknown. Walking the tape
+expresses the degree of every value in these unknowns and collects the equations that
+hold if rescaling is to leave the program's result as it is. Degrees belong to
+occurrences of a leaf, not to the leaf: in ``concatenate(relu(x), relu(-x))`` it
+occurs twice.
+
+Along with the degree each occurrence knows whether it is zero when the unit's weights
+are, and which parameters it is made of while it is still a weight.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from volax.pairs._trace import terms
+from volax.pairs._trace.tape import ACTIVATION, WEIGHT, Op, Tape, Value
+from volax.pairs._trace.terms import Piece, Term
+
+PLAIN, ZERO, SINGULAR = range(3)
+Row = dict[Any, Fraction]  # a linear expression in the unknowns
+
+
+@dataclasses.dataclass(eq=False)
+class Place:
+    """Where a leaf occurs in a parameter: an unknown degree, and a role."""
+
+    path: str
+    axis: int
+    piece: Piece
+    leaf: Term
+    value: Value
+    roles: set[str] = dataclasses.field(default_factory=set)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """What is known of one occurrence.
+
+    Attributes:
+      row: its degree; None fits any degree.
+      zero: whether it is zero at a unit whose weights are all zero.
+      unfed: whether it is zero at a unit whose producers and biases are zero, but not
+        what multiplies the unit, as the scale of a norm or a depthwise kernel does.
+      places: the parameters that it is made of while it is still a weight.
+    """
+
+    row: Row | None
+    zero: int = PLAIN
+    unfed: int = PLAIN
+    places: frozenset[Place] = frozenset()
+
+
+_NOTHING = Fact({})
+_ANY_ZERO = Fact(None, ZERO, ZERO)
+_ANY = Fact(None)
+Key = tuple[int, int, Term]  # axis, piece, leaf
+
+
+@dataclasses.dataclass
+class Use:
+    """A contraction that consumes units."""
+
+    op: Op
+    weight: Fact
+    units: Fact
+
+
+class Degrees:
+    """The degrees of all values on a tape, in the unknowns of the parameters."""
+
+    def __init__(self, tape: Tape, params: dict[str, Value]):
+        self.rows: dict[Term, list[tuple[Row, Op]]] = defaultdict(list)
+        self.uses: dict[Term, list[Use]] = defaultdict(list)
+        self.ops: dict[Term, list[Op]] = defaultdict(list)
+        self.broken: dict[Term, Any] = {}
+        self.revived: set[Term] = set()  # zero at first, but not after a step of a scan
+        self.places: dict[Term, list[Place]] = {}
+        self.facts: dict[Value, dict[Key, Fact]] = {}
+        self._pieces: dict[int, tuple[Piece, ...]] = {}
+        self._index: dict[int, dict[Piece, int]] = {}
+        self._keep: list[Term] = []
+        for path, value in params.items():
+            self._declare(path, value)
+        for op in tape.ops:
+            self._follow(op)
+
+    def pieces(self, term: Term | None) -> tuple[Piece, ...]:
+        """The pieces of an axis; one that is cut too finely is poisoned."""
+        if term is None:
+            return ()
+        root = terms.find(term)
+        if id(root) not in self._pieces:
+            found = terms.pieces(root)
+            if found is None:
+                terms.poison(root, terms.Poison("the axis is cut into too many pieces"))
+                found = tuple(
+                    Piece(0, (leaf,), (1,)) for leaf in terms.leaves(root)[:1]
+                )
+            self._pieces[id(root)] = found
+            self._index[id(root)] = {p: i for i, p in enumerate(found)}
+            self._keep.append(root)
+        return self._pieces[id(root)]
+
+    def occurrences(self, value: Value) -> Iterator[tuple[int, int, Piece]]:
+        """Every piece of every axis of a value."""
+        for k, term in enumerate(value.axes):
+            for i, piece in enumerate(self.pieces(term)):
+                yield k, i, piece
+
+    def _declare(self, path: str, value: Value) -> None:
+        facts = self.facts[value] = {}
+        for k, i, piece in self.occurrences(value):
+            for leaf in piece.leaves:
+                place = Place(path, k, piece, leaf, value)
+                self.places.setdefault(leaf, []).append(place)
+                facts[k, i, leaf] = Fact(
+                    {place: Fraction(1)}, ZERO, ZERO, frozenset({place})
+                )
+
+    def _fact(self, value: Value, key: Key) -> Fact:
+        found = self.facts.get(value, {}).get(key)
+        return self._absent(value) if found is None else found
+
+    def _absent(self, value: Value) -> Fact:
+        if value.known == 0:
+            return _ANY_ZERO
+        return _ANY if value.fits_any else _NOTHING
+
+    def _follow(self, op: Op) -> None:
+        seen = set()
+        facts = self.facts[op.out] = {}
+        for key, given in self._given(op):
+            facts[key] = self._combined(op, key, given)
+            seen.add(key[2])
+        for a, b in op.contracted:
+            seen |= self._contract(op, a, b)
+        if op.out.kind == ACTIVATION:
+            self._meet(op)
+        for leaf in seen:
+            self.ops[leaf].append(op)
+
+    def _given(self, op: Op) -> Iterator[tuple[Key, list[Fact | None]]]:
+        """For each occurrence in the result, the facts of the operands behind it."""
+        merged = {j for _, after in op.merges for j in after}
+        for j, term in enumerate(op.out.axes):
+            if j in merged:
+                continue
+            for i, piece in enumerate(self.pieces(term)):
+                behind = [self._behind(op, n, j, piece) for n in range(len(op.ins))]
+                for leaf in piece.leaves:
+                    if leaf in self.places:
+                        yield (
+                            (j, i, leaf),
+                            [
+                                self._source(op, n, at, leaf)
+                                for n, at in enumerate(behind)
+                            ],
+                        )
+        for before, after in op.merges:
+            yield from self._reshaped(op, before, after)
+
+    def _behind(self, op: Op, n: int, j: int, piece: Piece) -> Any:
+        """Where a piece of the result lies in an operand, None, or "exempt"."""
+        link = op.links[n].get(j)
+        if link is None:
+            return None
+        axis, shift = link
+        term = op.ins[n].axes[axis]
+        if term is None:
+            return "exempt"
+        self.pieces(term)
+        found = self._index[id(terms.find(term))].get(piece.moved(-shift))
+        if found is not None:
+            return axis, found
+        if 0 <= piece.offset - shift < term.size:
+            for leaf in (*piece.leaves, *terms.leaves(term)):
+                self.broken.setdefault(leaf, op.eqn)
+        return "exempt"
+
+    def _source(self, op: Op, n: int, at: Any, leaf: Term) -> Fact | None:
+        if at is None:
+            return self._absent(op.ins[n])
+        return None if at == "exempt" else self._fact(op.ins[n], (*at, leaf))
+
+    def _reshaped(
+        self, op: Op, before: tuple[int, ...], after: tuple[int, ...]
+    ) -> Iterator[tuple[Key, list[Fact | None]]]:
+        """Matches the pieces of merged or parted axes; all that meet have to agree."""
+        (x,) = op.ins
+        old = dict(self._merged(x, before))
+        found: dict[Key, list[Fact | None]] = defaultdict(list)
+        for piece, where in self._merged(op.out, after):
+            source = old.get(piece)
+            if source is None:
+                for leaf in piece.leaves:
+                    self.broken.setdefault(leaf, op.eqn)
+                continue
+            for leaf in piece.leaves:
+                if leaf in self.places:
+                    (at,) = [w for w in source if leaf in w[2].leaves][:1]
+                    (to,) = [w for w in where if leaf in w[2].leaves][:1]
+                    fact = self._fact(x, (at[0], at[1], leaf))
+                    found[to[0], to[1], leaf].append(fact)
+        yield from found.items()
+
+    def _merged(
+        self, value: Value, axes: tuple[int, ...]
+    ) -> list[tuple[Piece, list[tuple[int, int, Piece]]]]:
+        joined: list[tuple[Piece, list]] = [(Piece(0, (), ()), [])]
+        for k in axes:
+            size = value.shape[k]
+            joined = [
+                (terms.join(whole, size, piece), [*where, (k, i, piece)])
+                for whole, where in joined
+                for i, piece in enumerate(self.pieces(value.axes[k]))
+            ]
+        return joined
+
+    def _combined(self, op: Op, key: Key, given: list[Fact | None]) -> Fact:
+        axis, _, leaf = key
+        cases = given
+        if op.law == "select":
+            cases = given[:-1]
+            self._require(leaf, given[-1], op)
+        elif op.law == "update":
+            cases = given[:2]
+        facts = [f for f in cases if f is not None]
+        places = frozenset().union(*(f.places for f in facts))
+        if op.out.kind != WEIGHT:
+            places = frozenset()
+        states = [{f.zero for f in facts}, {f.unfed for f in facts}]
+        if op.zero == "again" and max(map(len, states)) > 1:
+            self.revived.add(leaf)
+        zero = _zero(op.zero, [f and f.zero for f in cases])
+        unfed = [f and self._unfed(op, n, axis, f) for n, f in enumerate(cases)]
+        return Fact(self._law(op, leaf, cases), zero, _zero(op.zero, unfed), places)
+
+    def _unfed(self, op: Op, n: int, axis: int, fact: Fact) -> int:
+        """An operand's ``unfed``: a weight that multiplies units is not zero here."""
+        if op.merges or op.out.kind != ACTIVATION or op.ins[n].kind != WEIGHT:
+            return fact.unfed
+        link = op.links[n].get(axis)
+        multiplies = link is not None and _role(op, n, link[0]) in ("scale", "filter")
+        return PLAIN if multiplies else fact.unfed
+
+    def _law(self, op: Op, leaf: Term, given: list[Fact | None]) -> Row | None:
+        rows = [f.row for f in given if f is not None and f.row is not None]
+        if op.law == "carry":
+            unknown: Row = {object(): Fraction(1)}
+            return unknown
+        if op.law == "sum":
+            total: Row = {}
+            for fact, weight in zip(given, op.weights):
+                if fact is not None and weight:
+                    if fact.row is None:
+                        return None
+                    total = plus(total, fact.row, Fraction(weight))
+            return total
+        if op.law == "zero":
+            for row in rows:
+                self._equation(leaf, row, op)
+            return {}
+        for row in rows[1:]:
+            self._equation(leaf, plus(row, rows[0], Fraction(-1)), op)
+        if op.law == "drop":
+            return {}
+        return rows[0] if rows else None
+
+    def _require(self, leaf: Term, fact: Fact | None, op: Op) -> None:
+        if fact is not None and fact.row:
+            self._equation(leaf, fact.row, op)
+
+    def _equation(self, leaf: Term, row: Row, op: Op) -> None:
+        if row:
+            self.rows[leaf].append((row, op))
+
+    def _contract(self, op: Op, a: int, b: int) -> set[Term]:
+        x, y = op.ins
+        seen: set[Term] = set()
+        other = y.axes[b]
+        if other is None:
+            return seen
+        self.pieces(other)
+        index = self._index[id(terms.find(other))]
+        for i, piece in enumerate(self.pieces(x.axes[a])):
+            j = index.get(piece)
+            for leaf in piece.leaves:
+                if leaf not in self.places:
+                    continue
+                if j is None:
+                    self.broken.setdefault(leaf, op.eqn)
+                    continue
+                left, right = self._fact(x, (a, i, leaf)), self._fact(y, (b, j, leaf))
+                if left.row is not None and right.row is not None:
+                    self._equation(leaf, plus(left.row, right.row, Fraction(1)), op)
+                weight, units = (left, right) if x.kind == WEIGHT else (right, left)
+                self.uses[leaf].append(Use(op, weight, units))
+                seen.add(leaf)
+        return seen
+
+    def _meet(self, op: Op) -> None:
+        """Gives weights that meet data here their role."""
+        for n, value in enumerate(op.ins):
+            if value.kind != WEIGHT:
+                continue
+            mixed = {k for i, k in op.mixed if i == n}
+            for (axis, _, _), fact in self.facts.get(value, {}).items():
+                if axis not in mixed:
+                    for place in fact.places:
+                        place.roles.add(_role(op, n, axis))
+
+
+def _role(op: Op, n: int, axis: int) -> str:
+    """What an axis of a weight is where the weight, operand ``n``, meets data."""
+    if axis in {pair[n] for pair in op.contracted if n < 2}:
+        return "consumer"
+    if n < len(op.batch) and axis in op.batch[n]:
+        return "filter"
+    return op.meet
+
+
+def plus(a: Row, b: Row, weight: Fraction) -> Row:
+    """``a + weight * b``."""
+    out = dict(a)
+    for key, value in b.items():
+        out[key] = out.get(key, Fraction(0)) + weight * value
+        if not out[key]:
+            del out[key]
+    return out
+
+
+def _zero(how: str | int, states: list[int | None]) -> int:
+    """Whether a result is zero at a unit without weights, from its operands.
+
+    An operand is None where the result's entries do not come from it.
+    """
+    given = [state for state in states if state is not None]
+    if SINGULAR in given:
+        return SINGULAR
+    if how == "singular":
+        return SINGULAR if ZERO in given else PLAIN
+    if how == "lost" or not given:
+        return PLAIN
+    if how == "div":
+        return SINGULAR if ZERO in states[1:] else states[0] or PLAIN
+    if isinstance(how, int):
+        return states[how] or PLAIN
+    return ZERO if (any if how == "any" else all)(s == ZERO for s in given) else PLAIN

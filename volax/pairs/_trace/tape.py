@@ -1,0 +1,240 @@
+"""What a trace writes down: values with their axes, and operations with their laws.
+
+The interpreter runs once over the program. It unifies axes as it goes and appends one
+:class:`Op` for each result; degrees are worked out afterwards (``degrees.py``), when
+the leaves of every axis are final.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from volax.pairs._trace import terms
+from volax.pairs._trace.terms import Poison, Term
+
+# What a value depends on. A mask times a weight is still a weight; a weight that met
+# an array larger than itself, or was contracted with data, has become an activation.
+CONST, DATA, WEIGHT, ACTIVATION = range(4)
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """A traced array.
+
+    Attributes:
+      shape: its shape.
+      axes: a term for each axis longer than 1, else None.
+      kind: what it depends on.
+      known: the number that every entry is, where that is known.
+      own: for each axis whether its entries differ (False where broadcast).
+      loops: axes of enclosing scans along which it is made one slice at a time.
+      name: path of the parameter or input, or "" for a computed value.
+      carried: the scan axis whose steps it connects, if it is a loop's carry.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[Term | None, ...]
+    kind: int
+    known: float | None = None
+    own: tuple[bool, ...] = ()
+    loops: frozenset[Term] = frozenset()
+    name: str = ""
+    carried: Term | None = None
+
+    @property
+    def fits_any(self) -> bool:
+        """Whether the value scales by every factor: c * 0 = 0, c * inf = inf."""
+        return self.known is not None and (
+            self.known == 0 or not math.isfinite(self.known)
+        )
+
+
+Links = Mapping[int, tuple[int, int]]  # result's axis -> (operand's axis, shift)
+
+
+@dataclasses.dataclass(eq=False)
+class Op:
+    """How one result follows from its operands.
+
+    Attributes:
+      name: what to call it.
+      ins: the operands.
+      out: the result.
+      links: for each operand which of the result's axes are its own, and by how much
+        an index moves.
+      law: how degrees combine: ``equal`` (all the same, kept), ``sum`` (weighted by
+        ``weights``), ``zero`` (none may scale), ``drop`` (all the same, lost),
+        ``select`` and ``update`` (equal, but for operands that only choose), ``carry``
+        (an unknown of its own).
+      weights: of the operands under ``sum``.
+      zero: when the result is zero at a unit whose weights are all zero: ``all``
+        (``again``, at the start and at the end of every step of a scan) or ``any``
+        operand is, the operand of a number is, as in a ``div``, ``lost``, or
+        ``singular`` (not even finite).
+      meet: the role of a weight that meets data here.
+      contracted: pairs of axes, of the first and of the second operand.
+      batch: for each operand the axes on which both are aligned in a contraction.
+      mixed: (operand, axis) whose units are not handled one by one.
+      merges: for a reshape, groups of operand axes and result axes with equal entries.
+      eqn: the equation.
+    """
+
+    name: str
+    ins: tuple[Value, ...]
+    out: Value
+    links: tuple[Links, ...]
+    law: str = "equal"
+    weights: tuple[Any, ...] = ()
+    zero: str | int = "all"
+    meet: str = "scale"
+    contracted: tuple[tuple[int, int], ...] = ()
+    batch: tuple[frozenset[int], ...] = ()
+    mixed: tuple[tuple[int, int], ...] = ()
+    merges: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    eqn: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """One live equation: what it read and what it made."""
+
+    eqn: Any
+    ins: Sequence[Value | None]
+    outs: Sequence[Value | None]
+
+
+_MIXES = "{} does not handle the units one by one"
+
+
+class Tape:
+    """The record of a trace, and the helpers that rules are written with."""
+
+    def __init__(self):
+        self.ops: list[Op] = []
+        self.reads: list[Read] = []
+        self.values: list[Value] = []
+        self.labels: list[str] = []
+        self.read: set[Value] = set()
+        self.sites: list[Any] = []
+
+    def value(self, shape: Sequence[int], kind: int, **rest: Any) -> Value:
+        """A new value; axes without a term get a fresh one."""
+        axes = rest.pop("axes", [None] * len(shape))
+        axes = [None if n == 1 else (t or Term(n)) for n, t in zip(shape, axes)]
+        own = rest.pop("own", (True,) * len(axes))
+        made = Value(tuple(shape), tuple(axes), kind, own=tuple(own), **rest)
+        self.values.append(made)
+        return made
+
+    def poison(
+        self,
+        term: Term | None,
+        reason: str,
+        eqn: Any,
+        quiet: bool = False,
+        alone: bool = False,
+    ) -> None:
+        """Refuses the units of an axis."""
+        if term is not None:
+            terms.poison(term, Poison(reason, self.site(eqn), quiet, alone))
+
+    def site(self, eqn: Any) -> Any:
+        """The equation whose source line a reader should see.
+
+        Inside a function of a library it is the call: the traceback within may be that
+        of another call, for which JAX traced the function first.
+        """
+        return self.sites[0] if self.sites else eqn
+
+    def unify(self, a: Term | None, b: Term | None, eqn: Any) -> None:
+        """Lines two axes up."""
+        if a is None or b is None:
+            return
+        if not terms.unify(a, b):
+            reason = "axes that are cut or grouped differently are brought together"
+            self.poison(a, reason, eqn)
+            self.poison(b, reason, eqn)
+
+    def op(
+        self,
+        eqn: Any,
+        ins: Sequence[Value],
+        axes: Sequence[Term | None],
+        links: Sequence[Links],
+        *,
+        shape: Sequence[int] | None = None,
+        known: float | None = None,
+        kind: int | None = None,
+        loops: frozenset[Term] | None = None,
+        why: str = "",
+        quiet: bool = False,
+        masks: bool = False,
+        **law: Any,
+    ) -> Value:
+        """Appends an operation and returns its result.
+
+        Operand axes that neither live on in the result nor are contracted or known
+        to be mixed are poisoned here, so a rule that forgets an axis fails closed.
+        Mixed axes are poisoned for the reason ``why``, quietly where nobody would
+        look for units. ``masks`` says that data only masks or scales a weight.
+
+        A result's axis of size n that comes from no operand's axis is poisoned too:
+        its entries differ by their place, and with n - 1 units the program would put
+        other entries there. Only where entries are repeated do they not differ.
+        """
+        name = self.labels[-1] if self.labels else eqn.primitive.name
+        shape = tuple(eqn.outvars[0].aval.shape if shape is None else shape)
+        # Entries along an axis that no operand has differ, unless they are repeated.
+        fresh = eqn.primitive.name != "broadcast_in_dim"
+        own = []
+        for i, n in enumerate(shape):
+            held = [v.own[link[i][0]] for v, link in zip(ins, links) if i in link]
+            own.append(any(held) if held else fresh and n != 1)
+        new = [i for i, n in enumerate(shape) if n != 1 and axes[i] is None and fresh]
+        for before, after in law.get("merges", ()):
+            for i in after:
+                own[i] = any(ins[0].own[k] for k in before)
+        if loops is None:
+            loops = frozenset().union(*(v.loops for v in ins))
+        kind = (
+            self._kind(ins, own, links, masks or law.get("law") == "sum")
+            if kind is None
+            else kind
+        )
+        if kind == CONST and known is None and any(own):
+            kind = DATA  # a table: literal numbers that are not all the same
+        out = self.value(shape, kind, axes=axes, own=own, known=known, loops=loops)
+        done = Op(name, tuple(ins), out, tuple(links), eqn=self.site(eqn), **law)
+        for i, (v, link) in enumerate(zip(ins, links)):
+            followed = {a for a, _ in link.values()}
+            followed |= {pair[i] for pair in done.contracted if i < 2}
+            followed |= {a for group, _ in done.merges for a in group}
+            for k, term in enumerate(v.axes):
+                if (i, k) in done.mixed:
+                    self.poison(term, why or _MIXES.format(name), eqn, quiet)
+                elif k not in followed:
+                    self.poison(term, _MIXES.format(name), eqn)
+        for i in new:
+            self.poison(out.axes[i], why or _MIXES.format(name), eqn, quiet)
+        self.ops.append(done)
+        return out
+
+    def _kind(
+        self,
+        ins: Sequence[Value],
+        own: Sequence[bool],
+        links: Sequence[Links],
+        masks: bool,
+    ) -> int:
+        kinds = {v.kind for v in ins}
+        if not kinds or ACTIVATION in kinds or not {DATA, WEIGHT} <= kinds:
+            return max(kinds, default=CONST)
+        if not masks:
+            return ACTIVATION
+        for v, link in zip(ins, links):
+            if v.kind == WEIGHT:
+                covered = [i in link and v.own[link[i][0]] for i in range(len(own))]
+                if covered == list(own):
+                    return WEIGHT
+        return ACTIVATION
