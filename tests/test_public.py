@@ -58,6 +58,8 @@ import sys
 import optax
 known = {m.split(".")[0] for m in sys.modules}
 import volax
+for name in ("volumize", "lp_adam", "path_prox", "pair", "path_matches", "proximal"):
+    getattr(volax, name)
 new = {m.split(".")[0] for m in sys.modules} - known - {"volax"}
 print(*sorted(new - sys.stdlib_module_names))
 """
@@ -67,9 +69,12 @@ print(*sorted(new - sys.stdlib_module_names))
     assert out.stdout.split() == []
 
 
-def test_import_loads_what_training_needs_alone():
+def test_names_load_what_they_need_alone():
     code = """
 import sys, volax
+print(*(name for name in ("jax", "optax") if name in sys.modules))
+for name in ("volumize", "lp_adam", "path_prox", "pair", "path_matches", "proximal"):
+    getattr(volax, name)
 late = ("volax.compress", "volax.pairs.find", "volax.pairs.verify")
 print(*(name for name in late if name in sys.modules))
 dir(volax)
