@@ -13,9 +13,25 @@ def promoted(first: Any, second: Any) -> Any:
         return jnp.promote_types(first, second)
 
 
+def wide_dtype(dtype: Any) -> np.dtype:
+    """The dtype itself if it is a float of 32 bits or more, else float32."""
+    is_wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
+    return jnp.dtype(dtype if is_wide else jnp.float32)
+
+
 def wide(x: jax.Array) -> jax.Array:
     """The array in float32 or wider, where rules do their arithmetic."""
-    return x.astype(promoted(x.dtype, jnp.float32))
+    return x.astype(wide_dtype(x.dtype))
+
+
+# A weight p that a wall V stopped becomes fl(p + d) by the update d = fl(V - p), where
+# |V - p| <= 2 V: each rounding is at most an ulp of V, so it sits within a few of them.
+WALL_ULPS = 4
+
+
+def inside(limit: Any, dtype: Any, ulps: int = WALL_ULPS) -> Any:
+    """A limit less some ulps of a dtype: what is as large counts as at the limit."""
+    return limit * (1 - ulps * float(jnp.finfo(dtype).eps))
 
 
 INTEGERS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}

@@ -9,7 +9,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-_PIECE = 1 << 20  # numbers at a time, 8 MiB in float64
+from volax._numerics import wide_dtype
+
+_PIECE = 2**20  # numbers at a time, 8 MiB in float64
+_VECTORS, _ITERATIONS = 8, 12  # of the subspace iteration
+_BARS = 121  # of the histogram; an odd number, so that zero lies inside a bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +57,11 @@ def stable_rank(array: np.ndarray, norm: float) -> float:
     matrix = array.reshape(-1, array.shape[-1])
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
-    # Eight vectors converge where the first singular values lie close together.
-    basis = np.random.default_rng(0).normal(size=(matrix.shape[1], 8))
-    basis = basis.astype(_wide(matrix))
-    for _ in range(12):
+    # The first k vectors converge like the ratio of the singular values k + 1 and 1,
+    # so several of them converge where the first singular values lie close together.
+    basis = np.random.default_rng(0).normal(size=(matrix.shape[1], _VECTORS))
+    basis = basis.astype(wide_dtype(matrix.dtype))
+    for _ in range(_ITERATIONS):
         # Dividing the image by the norm keeps the sums in range, and copies no rows.
         product = sum(rows.T @ (rows @ basis / norm) for rows in _rows(matrix))
         basis, _ = np.linalg.qr(product)
@@ -69,10 +74,10 @@ def histogram(
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Of all numbers that are not zero and finite; ``largest`` sets the edges."""
     most = largest if largest and np.isfinite(largest) else 1.0
-    counts, edges = np.histogram([], 121, (-most, most))
+    counts, edges = np.histogram([], _BARS, (-most, most))
     for array in arrays:
         for piece in _pieces(array):
-            counts += np.histogram(piece[piece != 0], 121, (-most, most))[0]
+            counts += np.histogram(piece[piece != 0], _BARS, (-most, most))[0]
     return tuple(edges.tolist()), tuple(counts.tolist())
 
 
@@ -85,16 +90,13 @@ def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
 
 def _rows(matrix: np.ndarray) -> Iterator[np.ndarray]:
     """A matrix in float32 or wider; some rows at a time, where that takes a copy."""
-    if matrix.dtype == _wide(matrix):
+    wide = wide_dtype(matrix.dtype)
+    if matrix.dtype == wide:
         yield matrix
         return
     count = max(8 * _PIECE // max(matrix.shape[1], 1), 1)
     for start in range(0, matrix.shape[0], count):
-        yield matrix[start : start + count].astype(_wide(matrix))
-
-
-def _wide(matrix: np.ndarray) -> type[np.floating]:
-    return np.float64 if matrix.dtype == np.float64 else np.float32
+        yield matrix[start : start + count].astype(wide)
 
 
 def _nan_last(value: float) -> float:

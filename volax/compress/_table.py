@@ -25,7 +25,7 @@ def text(report: Any, rows: int) -> str:
     head = ["weights", "shape", "zeros"]
     head += ["at wall"] * has_wall + ["units"] * has_units
     head += ["norm", "largest", "rank", "bytes", "mult-adds"]
-    lines = []
+    lines = [head]
     for leaf in leaves:
         shape = "x".join(map(str, leaf.shape)) if leaf.shape is not None else "various"
         path = leaf.path if leaf.kind == PARAMETER else f"{leaf.path} ({leaf.kind})"
@@ -40,7 +40,7 @@ def text(report: Any, rows: int) -> str:
         cells += [f"{leaf.norm:.3g}", f"{leaf.largest:.3g}", rank]
         cells += [short(leaf.bytes), short(leaf.multiply_adds)]
         lines.append(cells)
-    return "\n".join([*aligned(head, lines, "ll" + "r" * 8), "", *_totals(report)])
+    return "\n".join([*aligned(lines, "llr", ruled=True), "", *_totals(report)])
 
 
 def percent(part: float, whole: float) -> str:
@@ -105,8 +105,7 @@ def _totals(report: Any) -> list[str]:
         lines.append(
             ("neither", f"{total['other']:,} (random keys, counters, integers)")
         )
-    width = max(len(name) for name, _ in lines)
-    return [f"{name.ljust(width)}  {value}" for name, value in lines]
+    return aligned(lines)
 
 
 def _alike(leaves: Any) -> list[Any]:

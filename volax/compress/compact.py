@@ -50,11 +50,11 @@ class Compacted:
     manifest: dict[str, Any]
 
     def __str__(self) -> str:
-        rows = [
-            [" x ".join(map(str, g["units"])), str(g["left"]), g["name"]]
-            for g in self.manifest["groups"]
-        ]
-        lines = aligned(["units", "left", "group"], rows, "rr")
+        rows = [["units", "left", "group"]]
+        for group in self.manifest["groups"]:
+            units = " x ".join(map(str, group["units"]))
+            rows.append([units, str(group["left"]), group["name"]])
+        lines = aligned(rows, "rrl", ruled=True)
         lines.append("")
         for kind in ("parameters", "state", "other"):
             before, after = self.manifest[kind]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from volax import _modules, _nnx, _paths, masks
+from volax._numerics import inside
 from volax.compress import _table
 from volax.compress._count import ACTIVATIONS, multiply_adds
 from volax.compress._cut import cutting
@@ -20,9 +21,6 @@ from volax.compress.packing import Packed, is_packed
 from volax.compress.quantize import walls_of
 from volax.pairs._path_norm import side_norms
 from volax.pairs.records import Group
-
-# A weight held at the wall may sit a few ulps below it.
-_WALL_ULPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,10 +330,7 @@ def _leaf(
     path: str, kind: str, node: Any, array: np.ndarray, wall: np.ndarray | None
 ) -> Callable[..., LeafReport]:
     """All of a leaf's row that its own numbers tell."""
-    reach = None
-    if wall is not None:
-        reach = wall * (1 - _WALL_ULPS * float(jnp.finfo(array.dtype).eps))
-    found = measures(array, reach)
+    found = measures(array, None if wall is None else inside(wall, array.dtype))
     is_matrix = array.ndim > 1 and _is_real(array)
 
     def row(**rest: Any) -> LeafReport:

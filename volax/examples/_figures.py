@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 import volax
+from volax._numerics import inside
+from volax._text import aligned
 from volax.examples._files import replace_file
 from volax.examples.models import MLP
 
 Row = Mapping[str, Any]
 
-# A weight held at the wall may sit a few ulps below it.
-_WALL_ULPS = 4
 _FLOAT_BYTES = 4
 
 
@@ -36,7 +36,7 @@ def measure(model: MLP, params: Any, volume: float) -> dict[str, Any]:
     leaves = jax.tree.leaves(params)
     total = sum(leaf.size for leaf in leaves)
     non_zero = sum(jnp.count_nonzero(leaf) for leaf in leaves)
-    wall = volume * (1 - _WALL_ULPS * jnp.finfo(jnp.float32).eps)
+    wall = inside(volume, jnp.float32)
     at_wall = sum(jnp.count_nonzero(jnp.abs(leaf) >= wall) for leaf in leaves)
     hidden = [norms > 0 for norms in volax.path_norm(params, model.pairs())]
 
@@ -114,12 +114,7 @@ def table(title: str, runs: Mapping[str, Row], size: Row, volume: float) -> str:
     if math.isfinite(volume):
         wall = line(f"  at or above {volume:g}", lambda row: f"{row['wall_share']:.1%}")
         lines.insert(-4, wall)
-    widths = [max(len(cells[i]) for cells in lines) for i in range(len(lines[0]))]
-    text = [
-        "   ".join([cells[0].ljust(widths[0]), *map(str.rjust, cells[1:], widths[1:])])
-        for cells in lines
-    ]
-    return "\n".join([title, "", *text, "", _COUNTED])
+    return "\n".join([title, "", *aligned(lines, "lr"), "", _COUNTED])
 
 
 _COUNTED = """\

@@ -10,7 +10,7 @@ import argparse
 import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import optax
 from flax import nnx
 
 import volax
+from volax._text import aligned
 from volax.examples._errors import UserError
 from volax.examples._files import replace_file, write_json
 from volax.examples.data import CLASSES, Dataset, load_dataset
@@ -258,12 +259,13 @@ def _alternating(
     return [statistics.median(taken) for taken in times]
 
 
-def _print(head: Sequence[str], rows: dict[str, Sequence[float]]) -> None:
-    width = max(map(len, rows))
-    print(head[0].ljust(width), *(f"{h:>12}" for h in head[1:]))
+def _print(head: Sequence[str], rows: Mapping[str, Sequence[float]]) -> None:
+    """Print a table of numbers, one row a name."""
+    lines = [head]
     for name, values in rows.items():
         cells = (f"{v:,.3f}" if isinstance(v, float) else f"{v:,}" for v in values)
-        print(name.ljust(width), *(f"{c:>12}" for c in cells))
+        lines.append([name, *cells])
+    print("\n".join(aligned(lines, "lr")))
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
+from volax._text import aligned
 from volax.pairs.records import Axis, Group, Member
 
 
@@ -112,12 +113,7 @@ class Groups(Sequence):
 
     def __str__(self) -> str:
         head = ("units", "producer", "consumers", "through")
-        rows = [head] + [row for g in self.groups for row in _rows(g)]
-        widths = [max(len(row[k]) for row in rows) for k in range(3)]
-        lines = [
-            "  ".join([*(c.ljust(w) for c, w in zip(row, widths)), row[3]]).rstrip()
-            for row in rows
-        ]
+        lines = aligned([head] + [row for g in self.groups for row in _rows(g)])
         if self.refused:
             lines += ["", "refused:", *_collected(self.refused)]
         return "\n".join(lines)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from volax import _paths
+from volax._numerics import inside
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 from volax.transforms.volumize import make_wall
@@ -107,8 +108,10 @@ def volumized(
 # Asking the step u instead would make XLA's CPU compiler keep u in memory, because the
 # root and the division in it are not computed twice: 2.1 instead of 1.5 times plain
 # Adam. But a weight may also stand there because its step inward is below half an ulp.
-# So a step inward leaves these ulps at once: from one more, by two more.
-_WALL_ULPS = 16
+# So a step inward leaves these ulps at once: a weight less than one ulp further inside
+# is put two ulps further inside, where rounding does not bring it back.
+_HIT_ULPS = 16
+_NEAR_ULPS, _LEFT_ULPS = _HIT_ULPS + 1, _HIT_ULPS + 2
 
 
 def _stops(alpha: Any, p: jax.Array) -> Any:
@@ -127,10 +130,9 @@ def _off_the_wall(
     stops, limit, t = _stops(alpha, p), target.limit, target.value
     if stops is False or limit is None:
         return target
-    eps = float(jnp.finfo(p.dtype).eps)
-    near = jnp.abs(t) >= limit.astype(t.dtype) * (1 - (_WALL_ULPS + 1) * eps)
+    near = jnp.abs(t) >= inside(limit.astype(t.dtype), p.dtype, _NEAR_ULPS)
     leaves = stops & near & (w * jnp.asarray(u).astype(w.dtype) < 0)
-    factor = jnp.where(leaves, 1 - (_WALL_ULPS + 2) * eps, 1).astype(t.dtype)
+    factor = jnp.where(leaves, inside(1, p.dtype, _LEFT_ULPS), 1).astype(t.dtype)
     return target._replace(value=t * factor)
 
 
@@ -139,8 +141,7 @@ def _hit(u: Any, d: Any, p: jax.Array, target: Any, alpha: Any) -> jax.Array:
     stops, at_wall = _stops(alpha, p), jnp.zeros([], bool)
     if stops is not False:
         landed = jnp.abs((p.astype(d.dtype) + d).astype(p.dtype))
-        eps = float(jnp.finfo(p.dtype).eps)
-        at_wall = landed >= target.limit * (1 - _WALL_ULPS * eps)
+        at_wall = landed >= inside(target.limit, p.dtype, _HIT_ULPS)
     if stops is True:
         return at_wall
     # The contract leaves an update as it is, bit for bit, where nothing was hit. A
