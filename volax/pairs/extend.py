@@ -1,7 +1,7 @@
 """Rules of the user's own, for primitives that the tracer does not know."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 R = TypeVar("R", bound=Callable[..., Any])
 
@@ -65,7 +65,11 @@ def register_rule(*primitives: Any, params: str = "") -> Callable[[R], R]:
 
 
 def elementwise(
-    tape: Any, eqn: Any, *operands: Any, law: str = "equal", **more: Any
+    tape: Any,
+    eqn: Any,
+    *operands: Any,
+    law: Literal["equal", "sum", "drop", "zero"] = "equal",
+    **more: Any,
 ) -> Any:
     """The traced result of an operation on each entry, for :func:`register_rule`.
 

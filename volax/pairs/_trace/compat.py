@@ -96,7 +96,7 @@ def _harmless_effects() -> tuple[type, ...]:
 _HARMLESS = _harmless_effects()
 
 
-def has_effects(eqn: Any) -> bool:
+def has_effects(eqn: core.JaxprEqn) -> bool:
     """Whether an equation does more than give results: writes to a mutable array.
 
     A debug print does not count.
@@ -109,7 +109,7 @@ _OURS = (_PAIRS, os.path.join(os.path.dirname(_PAIRS), "_nnx.py"), "<frozen")
 _JAX = re.compile(r"site-packages/jax(lib)?/")
 
 
-def source_line(eqn: Any) -> str | None:
+def source_line(eqn: core.JaxprEqn) -> str | None:
     """``file:line`` of the user's code that made an equation, where known."""
     for frame in _frames(eqn):
         if _is_users(frame.file_name):
@@ -117,7 +117,7 @@ def source_line(eqn: Any) -> str | None:
     return None
 
 
-def _frames(eqn: Any) -> Iterable[Any]:
+def _frames(eqn: core.JaxprEqn) -> Iterable[Any]:
     """Where an equation was made, innermost first."""
     made = getattr(getattr(eqn, "source_info", None), "traceback", None)
     return getattr(made, "frames", ())
@@ -138,7 +138,7 @@ def raised_line(error: BaseException) -> str | None:
     return f"{users[-1].filename}:{users[-1].lineno}" if users else None
 
 
-def written_by_library(eqn: Any) -> bool:
+def written_by_library(eqn: core.JaxprEqn) -> bool:
     """Whether a library other than JAX made an equation, and no code of the user's."""
     for frame in _frames(eqn):
         name = frame.file_name

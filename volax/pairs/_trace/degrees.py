@@ -11,16 +11,35 @@ are, and which parameters it is made of while it is still a weight.
 """
 
 import dataclasses
+import enum
 from collections import defaultdict
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 from volax.pairs._trace import terms
-from volax.pairs._trace.tape import ACTIVATION, WEIGHT, Op, Tape, Value
+from volax.pairs._trace.tape import ACTIVATION, WEIGHT, HowZero, Op, Tape, Value
 from volax.pairs._trace.terms import Piece, Term
 
-PLAIN, ZERO, SINGULAR = range(3)
+
+class Zero(enum.IntEnum):
+    """What a value is at a unit whose weights are all zero."""
+
+    PLAIN = 0  # any number
+    ZERO = 1  # zero
+    SINGULAR = 2  # perhaps not even finite
+
+
+PLAIN, ZERO, SINGULAR = Zero
+
+
+class _NoSource(enum.Enum):
+    """Why an occurrence of a leaf in a result has none in an operand."""
+
+    REPEATED = enum.auto()  # no such axis: one entry of the operand is at every index
+    ELSEWHERE = enum.auto()  # this part of the axis is made of other operands
+
+
 Row = dict[Any, Fraction]  # a linear expression in the unknowns
 
 
@@ -49,8 +68,8 @@ class Fact:
     """
 
     row: Row | None
-    zero: int = PLAIN
-    unfed: int = PLAIN
+    zero: Zero = PLAIN
+    unfed: Zero = PLAIN
     places: frozenset[Place] = frozenset()
 
 
@@ -139,7 +158,7 @@ class Degrees:
         for a, b in op.contracted:
             seen |= self._contract(op, a, b)
         if op.out.kind == ACTIVATION:
-            self._meet(op)
+            self._give_roles(op)
         for leaf in seen:
             self.ops[leaf].append(op)
 
@@ -163,15 +182,21 @@ class Degrees:
         for before, after in op.merges:
             yield from self._reshaped(op, before, after)
 
-    def _behind(self, op: Op, n: int, j: int, piece: Piece) -> Any:
-        """Where a piece of the result lies in an operand, None, or "exempt"."""
+    def _behind(
+        self, op: Op, n: int, j: int, piece: Piece
+    ) -> tuple[int, int] | _NoSource:
+        """The axis of operand ``n``, and which of its pieces, that a piece comes from.
+
+        The result's axis ``j`` may be a concatenation: the piece of its entries 4 to 7
+        is then the first one of the second operand, and no piece of the first.
+        """
         link = op.links[n].get(j)
         if link is None:
-            return None
+            return _NoSource.REPEATED
         axis, shift = link
         term = op.ins[n].axes[axis]
         if term is None:
-            return "exempt"
+            return _NoSource.ELSEWHERE
         self.pieces(term)
         found = self._index[id(terms.find(term))].get(piece.moved(-shift))
         if found is not None:
@@ -179,17 +204,28 @@ class Degrees:
         if 0 <= piece.offset - shift < term.size:
             for leaf in (*piece.leaves, *terms.leaves(term)):
                 self.broken.setdefault(leaf, op.eqn)
-        return "exempt"
+        return _NoSource.ELSEWHERE
 
-    def _source(self, op: Op, n: int, at: Any, leaf: Term) -> Fact | None:
-        if at is None:
+    def _source(
+        self, op: Op, n: int, at: tuple[int, int] | _NoSource, leaf: Term
+    ) -> Fact | None:
+        """What is known of a leaf in operand ``n``; None if it has no part in it."""
+        if at is _NoSource.REPEATED:
             return self._absent(op.ins[n])
-        return None if at == "exempt" else self._fact(op.ins[n], (*at, leaf))
+        if isinstance(at, _NoSource):
+            return None
+        return self._fact(op.ins[n], (*at, leaf))
 
     def _reshaped(
         self, op: Op, before: tuple[int, ...], after: tuple[int, ...]
     ) -> Iterator[tuple[Key, list[Fact | None]]]:
-        """Matches the pieces of merged or parted axes; all that meet have to agree."""
+        """The same through a reshape that joins axes or takes one apart.
+
+        Row-major, the operand's axes ``before`` and the result's axes ``after`` hold
+        the same entries, so both are first written as one axis of pieces. A piece of
+        one that the other lacks breaks its units. A leaf may occur in several of the
+        joined pieces, and then the law asks of all of them to scale alike.
+        """
         (x,) = op.ins
         old = dict(self._merged(x, before))
         found: dict[Key, list[Fact | None]] = defaultdict(list)
@@ -239,7 +275,7 @@ class Degrees:
         unfed = [f and self._unfed(op, n, axis, f) for n, f in enumerate(cases)]
         return Fact(self._law(op, leaf, cases), zero, _zero(op.zero, unfed), places)
 
-    def _unfed(self, op: Op, n: int, axis: int, fact: Fact) -> int:
+    def _unfed(self, op: Op, n: int, axis: int, fact: Fact) -> Zero:
         """An operand's ``unfed``: a weight that multiplies units is not zero here."""
         if op.merges or op.out.kind != ACTIVATION or op.ins[n].kind != WEIGHT:
             return fact.unfed
@@ -302,8 +338,8 @@ class Degrees:
                 seen.add(leaf)
         return seen
 
-    def _meet(self, op: Op) -> None:
-        """Gives weights that meet data here their role."""
+    def _give_roles(self, op: Op) -> None:
+        """Gives the weights that the operation combines with data their roles."""
         for n, value in enumerate(op.ins):
             if value.kind != WEIGHT:
                 continue
@@ -315,12 +351,17 @@ class Degrees:
 
 
 def _role(op: Op, n: int, axis: int) -> str:
-    """What an axis of a weight is where the weight, operand ``n``, meets data."""
+    """What an axis of a weight, operand ``n``, is where it is combined with data.
+
+    In ``x @ w`` with ``w`` of shape ``[in, units]`` axis 0 is contracted and consumes
+    the units of ``x``; axis 1 makes units. A batch axis, ``[units, in, out]`` in a
+    batched product, handles each unit by a filter of its own.
+    """
     if axis in {pair[n] for pair in op.contracted if n < 2}:
         return "consumer"
     if n < len(op.batch) and axis in op.batch[n]:
         return "filter"
-    return op.meet
+    return op.role
 
 
 def plus(a: Row, b: Row, weight: Fraction) -> Row:
@@ -333,7 +374,7 @@ def plus(a: Row, b: Row, weight: Fraction) -> Row:
     return out
 
 
-def _zero(how: str | int, states: list[int | None]) -> int:
+def _zero(how: HowZero, states: list[Zero | None]) -> Zero:
     """Whether a result is zero at a unit without weights, from its operands.
 
     An operand is None where the result's entries do not come from it.

@@ -106,7 +106,7 @@ def constant(tape: Tape, value: Any, captured: bool = False) -> Value:
         return tape.value((), CONST)
 
 
-def _applied(tape: Tape, eqn: Any, ins: Sequence[Value]) -> list[Value]:
+def _applied(tape: Tape, eqn: core.JaxprEqn, ins: Sequence[Value]) -> list[Value]:
     """The rule's results; a rule that does not know what it sees refuses as well."""
     rule, name = RULES.get(eqn.primitive), eqn.primitive.name
     if unknown := unknown_params(eqn):
@@ -119,13 +119,17 @@ def _applied(tape: Tape, eqn: Any, ins: Sequence[Value]) -> list[Value]:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
         return _refuse(tape, eqn, ins, f"the rule for {name}: {e!r}")
     made = made if isinstance(made, list) else [made]
-    if [v.shape for v in made] != [tuple(v.aval.shape) for v in eqn.outvars]:
+    if [v.shape for v in made] != [shape_of(eqn, k) for k in range(len(eqn.outvars))]:
         return _refuse(tape, eqn, ins, f"the rule for {name} gives other shapes")
     return made
 
 
 def _refuse(
-    tape: Tape, eqn: Any, ins: Sequence[Value], failed: str = "", effects: bool = False
+    tape: Tape,
+    eqn: core.JaxprEqn,
+    ins: Sequence[Value],
+    failed: str = "",
+    effects: bool = False,
 ) -> list[Value]:
     """An operation without a rule: nothing that it touches is followed further.
 
@@ -152,7 +156,7 @@ def _refuse(
 
 
 def _call(
-    tape: Tape, eqn: Any, args: Sequence[Value | None], outs: Sequence[bool]
+    tape: Tape, eqn: core.JaxprEqn, args: Sequence[Value | None], outs: Sequence[bool]
 ) -> list[Value | None]:
     jaxpr, consts = jaxprs.sub_jaxpr(eqn)
     name = str(eqn.params.get("name", "")).strip("_")
@@ -171,7 +175,7 @@ def _call(
 
 
 def _shard_map(
-    tape: Tape, eqn: Any, args: Sequence[Value | None], outs: Sequence[bool]
+    tape: Tape, eqn: core.JaxprEqn, args: Sequence[Value | None], outs: Sequence[bool]
 ) -> list[Value | None]:
     """Walks what one device does, if the units are whole on every device."""
     jaxpr, consts = jaxprs.sub_jaxpr(eqn)
@@ -183,7 +187,9 @@ def _shard_map(
     return [v and _placed(tape, eqn, v, shape_of(eqn, k)) for k, v in enumerate(made)]
 
 
-def _placed(tape: Tape, eqn: Any, value: Value, shape: Sequence[int]) -> Value:
+def _placed(
+    tape: Tape, eqn: core.JaxprEqn, value: Value, shape: Sequence[int]
+) -> Value:
     """A device's part of an array, or the array put together from all parts."""
     if value.shape == tuple(shape):
         return value
@@ -219,7 +225,7 @@ def _is_activation(jaxpr: core.Jaxpr, limit: int = 30) -> bool:
 
 
 def _scan(
-    tape: Tape, eqn: Any, args: Sequence[Value | None], outs: Sequence[bool]
+    tape: Tape, eqn: core.JaxprEqn, args: Sequence[Value | None], outs: Sequence[bool]
 ) -> list[Value | None]:
     """Walks a scan's body once, for all its steps.
 
@@ -245,7 +251,7 @@ def _scan(
             shape=init.shape,
             law="carry",
             kind=ACTIVATION if trained else DATA,
-            meet="bias",
+            role="bias",
             loops=init.loops | {steps},
         )
         # The entries may be alike at the first step only.
@@ -294,7 +300,9 @@ def _scan(
     return results
 
 
-def _tie(tape: Tape, eqn: Any, init: Any, start: Any, end: Value, steps: Term) -> Value:
+def _tie(
+    tape: Tape, eqn: core.JaxprEqn, init: Any, start: Any, end: Value, steps: Term
+) -> Value:
     """A carry's final value, which scales as it did at the start and at every step."""
     links = []
     for v in (init, start, end):
@@ -307,7 +315,7 @@ def _tie(tape: Tape, eqn: Any, init: Any, start: Any, end: Value, steps: Term) -
         end.axes,
         links,
         shape=end.shape,
-        meet="bias",
+        role="bias",
         zero="again",
         loops=end.loops - {steps},
     )

@@ -28,12 +28,12 @@ MAPS = set(unlisted("shard_map"))
 FOLLOWED = CALLS | SCANS | MAPS
 
 
-def is_followed(eqn: Any) -> bool:
+def is_followed(eqn: core.JaxprEqn) -> bool:
     """Whether what an equation runs is walked through, where a rule would stand."""
     return eqn.primitive in FOLLOWED and not unknown_params(eqn)
 
 
-def sub_jaxpr(eqn: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
+def sub_jaxpr(eqn: core.JaxprEqn) -> tuple[core.Jaxpr, Sequence[Any]]:
     """The jaxpr that a call runs, and its constants."""
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if (found := eqn.params.get(key)) is not None:
@@ -41,7 +41,7 @@ def sub_jaxpr(eqn: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
     raise NotImplementedError(f"{eqn.primitive.name} holds no jaxpr")
 
 
-Live = tuple[list[tuple[Any, tuple[bool, ...]]], tuple[bool, ...]]
+Live = tuple[list[tuple[core.JaxprEqn, tuple[bool, ...]]], tuple[bool, ...]]
 
 
 def live_eqns(jaxpr: core.Jaxpr, wanted: tuple[bool, ...]) -> Live:
@@ -61,7 +61,7 @@ def live_eqns(jaxpr: core.Jaxpr, wanted: tuple[bool, ...]) -> Live:
     return kept[::-1], tuple(v in live for v in jaxpr.invars)
 
 
-def _needs(eqn: Any, outs: tuple[bool, ...]) -> Sequence[bool]:
+def _needs(eqn: core.JaxprEqn, outs: tuple[bool, ...]) -> Sequence[bool]:
     if not is_followed(eqn):
         return (True,) * len(eqn.invars)
     if eqn.primitive in SCANS:
@@ -70,7 +70,7 @@ def _needs(eqn: Any, outs: tuple[bool, ...]) -> Sequence[bool]:
 
 
 def scan_needs(
-    eqn: Any, outs: tuple[bool, ...]
+    eqn: core.JaxprEqn, outs: tuple[bool, ...]
 ) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
     """What a scan's body has to give and to get, over all steps."""
     n, m = scan_counts(eqn.params)

@@ -40,7 +40,7 @@ class Number:
 
     value: float
     precision: float
-    eqn: Any
+    eqn: core.JaxprEqn
 
     def fits(self, size: int) -> bool:
         """Whether it is a simple function of a size."""
@@ -109,7 +109,7 @@ def _walk(
                     yield from _walk(body, getattr(sub, "consts", ()), every)
 
 
-def _number(value: Any, eqn: Any) -> Number | None:
+def _number(value: Any, eqn: core.JaxprEqn) -> Number | None:
     """A literal, or an array that holds one number throughout."""
     dtype, size = jnp.result_type(value), np.size(value)
     if not jnp.issubdtype(dtype, jnp.number) or not 0 < size <= _LARGEST:
@@ -127,7 +127,7 @@ def _number(value: Any, eqn: Any) -> Number | None:
     return Number(float(entries[0]), float(jnp.finfo([*own, dtype][0]).eps), eqn)
 
 
-def _is_count(eqn: Any, atom: Any, made: Mapping[Any, Any]) -> bool:
+def _is_count(eqn: core.JaxprEqn, atom: Any, made: Mapping[Any, Any]) -> bool:
     """Whether a number is how many entries the sum that it divides is over."""
     if eqn.primitive not in _DIVISIONS or not isinstance(atom, core.Literal):
         return False

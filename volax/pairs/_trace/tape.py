@@ -6,16 +6,40 @@ the leaves of every axis are final.
 """
 
 import dataclasses
+import enum
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from fractions import Fraction
+from typing import Any, Literal, TypedDict, Unpack
+
+import numpy as np
+from jax.extend import core
+from jax.extend.core import JaxprEqn
 
 from volax.pairs._trace import terms
 from volax.pairs._trace.terms import Poison, Term
 
-# What a value depends on. A mask times a weight is still a weight; a weight that met
-# an array larger than itself, or was contracted with data, has become an activation.
-CONST, DATA, WEIGHT, ACTIVATION = range(4)
+
+class Kind(enum.IntEnum):
+    """What a value is computed from; the larger kind of two operands wins.
+
+    A weight ``w`` of shape ``[in, units]`` stays a weight where a mask of that shape or
+    a smaller one multiplies it. It becomes an activation where it is contracted with
+    data, ``x @ w`` of shape ``[batch, units]``, or broadcast against data of more axes.
+    """
+
+    CONST = 0  # numbers that the program writes
+    DATA = 1  # inputs, captured arrays, indices, random numbers
+    WEIGHT = 2  # parameters, and what is computed from them (and masks) alone
+    ACTIVATION = 3  # parameters and data together
+
+
+CONST, DATA, WEIGHT, ACTIVATION = Kind
+
+Law = Literal["equal", "sum", "zero", "drop", "select", "update", "carry"]
+# An int is the number of the operand that decides.
+HowZero = Literal["all", "again", "any", "div", "lost", "singular"] | int
+Role = Literal["producer", "bias", "scale"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -35,7 +59,7 @@ class Value:
 
     shape: tuple[int, ...]
     axes: tuple[Term | None, ...]
-    kind: int
+    kind: Kind
     known: float | None = None
     own: tuple[bool, ...] = ()
     loops: frozenset[Term] = frozenset()
@@ -50,7 +74,9 @@ class Value:
         )
 
 
-Links = Mapping[int, tuple[int, int]]  # result's axis -> (operand's axis, shift)
+# For axes of the result the operand's axis that they are, and a shift: entry i of the
+# operand's axis is entry i + shift of the result's.
+Links = Mapping[int, tuple[int, int]]
 
 
 @dataclasses.dataclass(eq=False)
@@ -72,7 +98,9 @@ class Op:
         (``again``, at the start and at the end of every step of a scan) or ``any``
         operand is, the operand of a number is, as in a ``div``, ``lost``, or
         ``singular`` (not even finite).
-      meet: the role of a weight that meets data here.
+      role: what a weight does to the units where it is combined with data here: a
+        dense kernel makes them, a bias is added to them, a scale multiplies them. The
+        axes on which it is contracted make it a consumer instead.
       contracted: pairs of axes, of the first and of the second operand.
       batch: for each operand the axes on which both are aligned in a contraction.
       mixed: (operand, axis) whose units are not handled one by one.
@@ -84,27 +112,69 @@ class Op:
     ins: tuple[Value, ...]
     out: Value
     links: tuple[Links, ...]
-    law: str = "equal"
-    weights: tuple[Any, ...] = ()
-    zero: str | int = "all"
-    meet: str = "scale"
+    law: Law = "equal"
+    weights: tuple[int | Fraction, ...] = ()
+    zero: HowZero = "all"
+    role: Role = "scale"
     contracted: tuple[tuple[int, int], ...] = ()
     batch: tuple[frozenset[int], ...] = ()
     mixed: tuple[tuple[int, int], ...] = ()
     merges: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
-    eqn: Any = None
+    eqn: JaxprEqn | None = None
+
+
+class Scaling(TypedDict, total=False):
+    """The fields of :class:`Op` that say how the result scales and when it is zero."""
+
+    law: Law
+    weights: tuple[int | Fraction, ...]
+    zero: HowZero
+
+
+class OpFields(Scaling, total=False):
+    """The fields of :class:`Op` that a rule may give."""
+
+    role: Role
+    contracted: tuple[tuple[int, int], ...]
+    batch: tuple[frozenset[int], ...]
+    mixed: tuple[tuple[int, int], ...]
+    merges: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+
+class OpArgs(OpFields, total=False):
+    """What a rule may hand on to :meth:`Tape.op`."""
+
+    shape: Sequence[int] | None
+    known: float | None
+    kind: Kind | None
+    loops: frozenset[Term] | None
+    why: str
+    quiet: bool
+    masks: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
     """One live equation: what it read and what it made."""
 
-    eqn: Any
+    eqn: JaxprEqn
     ins: Sequence[Value | None]
     outs: Sequence[Value | None]
 
 
 _MIXES = "{} does not handle the units one by one"
+
+
+def shape_of(eqn: JaxprEqn, k: int = 0) -> tuple[int, ...]:
+    """The shape of an equation's result."""
+    aval: Any = eqn.outvars[k].aval
+    return tuple(aval.shape)
+
+
+def dtype_of(atom: core.Var | core.Literal) -> np.dtype:
+    """The dtype of an operand or a result."""
+    aval: Any = atom.aval
+    return aval.dtype
 
 
 class Tape:
@@ -116,9 +186,9 @@ class Tape:
         self.values: list[Value] = []
         self.labels: list[str] = []
         self.read: set[Value] = set()
-        self.sites: list[Any] = []
+        self.sites: list[JaxprEqn] = []
 
-    def value(self, shape: Sequence[int], kind: int, **rest: Any) -> Value:
+    def value(self, shape: Sequence[int], kind: Kind, **rest: Any) -> Value:
         """A new value; axes without a term get a fresh one."""
         axes = rest.pop("axes", [None] * len(shape))
         axes = [None if n == 1 else (t or Term(n)) for n, t in zip(shape, axes)]
@@ -131,7 +201,7 @@ class Tape:
         self,
         term: Term | None,
         reason: str,
-        eqn: Any,
+        eqn: JaxprEqn | None,
         quiet: bool = False,
         alone: bool = False,
     ) -> None:
@@ -139,7 +209,7 @@ class Tape:
         if term is not None:
             terms.poison(term, Poison(reason, self.site(eqn), quiet, alone))
 
-    def site(self, eqn: Any) -> Any:
+    def site(self, eqn: JaxprEqn | None) -> JaxprEqn | None:
         """The equation whose source line a reader should see.
 
         Inside a function of a library it is the call: the traceback within may be that
@@ -147,7 +217,7 @@ class Tape:
         """
         return self.sites[0] if self.sites else eqn
 
-    def unify(self, a: Term | None, b: Term | None, eqn: Any) -> None:
+    def unify(self, a: Term | None, b: Term | None, eqn: JaxprEqn | None) -> None:
         """Lines two axes up."""
         if a is None or b is None:
             return
@@ -158,19 +228,19 @@ class Tape:
 
     def op(
         self,
-        eqn: Any,
+        eqn: JaxprEqn,
         ins: Sequence[Value],
         axes: Sequence[Term | None],
         links: Sequence[Links],
         *,
         shape: Sequence[int] | None = None,
         known: float | None = None,
-        kind: int | None = None,
+        kind: Kind | None = None,
         loops: frozenset[Term] | None = None,
         why: str = "",
         quiet: bool = False,
         masks: bool = False,
-        **law: Any,
+        **law: Unpack[OpFields],
     ) -> Value:
         """Appends an operation and returns its result.
 
@@ -184,7 +254,7 @@ class Tape:
         other entries there. Only where entries are repeated do they not differ.
         """
         name = self.labels[-1] if self.labels else eqn.primitive.name
-        shape = tuple(eqn.outvars[0].aval.shape if shape is None else shape)
+        shape = shape_of(eqn) if shape is None else tuple(shape)
         # Entries along an axis that no operand has differ, unless they are repeated.
         fresh = eqn.primitive.name != "broadcast_in_dim"
         own = []
@@ -226,7 +296,7 @@ class Tape:
         own: Sequence[bool],
         links: Sequence[Links],
         masks: bool,
-    ) -> int:
+    ) -> Kind:
         kinds = {v.kind for v in ins}
         if not kinds or ACTIVATION in kinds or not {DATA, WEIGHT} <= kinds:
             return max(kinds, default=CONST)

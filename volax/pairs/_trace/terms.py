@@ -13,7 +13,8 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+
+from jax.extend.core import JaxprEqn
 
 PIECES = 128  # a sum of more pieces is poisoned: nobody's layer is cut that finely
 
@@ -31,7 +32,7 @@ class Poison:
     """
 
     reason: str
-    eqn: Any = None
+    eqn: JaxprEqn | None = None
     quiet: bool = False
     alone: bool = False
 

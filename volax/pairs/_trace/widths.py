@@ -48,7 +48,7 @@ from volax.pairs._trace.jaxprs import (
     sub_jaxpr,
 )
 from volax.pairs._trace.models import Traceable, sizes_from_arrays
-from volax.pairs._trace.tape import Read, Value
+from volax.pairs._trace.tape import Read, Value, shape_of
 from volax.pairs._trace.terms import Term
 from volax.pairs.records import Group
 
@@ -364,7 +364,7 @@ class _Walk:
         self.sizes = sizes
         self.text = text
         self.reads = reads
-        self.sites: list[Any] = []
+        self.sites: list[core.JaxprEqn] = []
         self.found: list[str] = []
 
     def compared(
@@ -379,14 +379,15 @@ class _Walk:
         said = tuple(dict.fromkeys(self.found))
         return Difference(said, True) if said else None
 
-    def _differs(self, what: str, eqn: Any) -> _DiffersError:
+    def _differs(self, what: str, eqn: core.JaxprEqn | None) -> _DiffersError:
         return _DiffersError(self._line(f"with {self.text} {what}", eqn))
 
-    def _line(self, text: str, eqn: Any) -> str:
-        line = source_line(self.sites[0] if self.sites else eqn)
+    def _line(self, text: str, eqn: core.JaxprEqn | None) -> str:
+        site = self.sites[0] if self.sites else eqn
+        line = None if site is None else source_line(site)
         return text + (f" ({line})" if line else "")
 
-    def _number(self, old: Any, new: Any, eqn: Any) -> None:
+    def _number(self, old: Any, new: Any, eqn: core.JaxprEqn) -> None:
         text = f"{old} in {eqn.primitive.name} is {new} with {self.text}"
         self.found.append(self._line(text, eqn))
 
@@ -430,28 +431,32 @@ class _Walk:
 
     def _operands(
         self,
-        eqn: Any,
-        twin: Any,
+        eqn: core.JaxprEqn,
+        twin: core.JaxprEqn,
         same: Mapping[Any, Any],
         other: Mapping[Any, Any],
         exact: bool,
     ) -> None:
         for k, (a, b) in enumerate(zip(eqn.invars, twin.invars)):
-            literal = isinstance(a, core.Literal)
-            if literal != isinstance(b, core.Literal):
-                raise self._differs(f"{eqn.primitive.name} has other operands", eqn)
-            if literal:
+            if isinstance(a, core.Literal) and isinstance(b, core.Literal):
                 place = eqn.primitive in _DYNAMIC and k > 0 and not exact
                 if not place and not _equal(a.val, b.val):
                     self._number(a.val, b.val, eqn)
-            elif a in same and same[a] is not b:
+                continue
+            if isinstance(a, core.Literal) or isinstance(b, core.Literal):
                 raise self._differs(f"{eqn.primitive.name} has other operands", eqn)
-            if not literal and a in other:
+            if a in same and same[a] is not b:
+                raise self._differs(f"{eqn.primitive.name} has other operands", eqn)
+            if a in other:
                 old, new = map(_told, other[a])
                 self._number(old, new if old != new else "another one", eqn)
 
     def _equation(
-        self, eqn: Any, twin: Any, outs: tuple[bool, ...], exact: bool
+        self,
+        eqn: core.JaxprEqn,
+        twin: core.JaxprEqn,
+        outs: tuple[bool, ...],
+        exact: bool,
     ) -> None:
         if is_followed(eqn):
             self._called(eqn, twin, outs, exact)
@@ -459,8 +464,8 @@ class _Walk:
             return
         read = self._read(eqn, exact)
         shapes = [
-            (tuple(v.aval.shape), tuple(w.aval.shape))
-            for v, w in zip(eqn.outvars, twin.outvars)
+            (shape_of(eqn, k), shape_of(twin, k))
+            for k, v in enumerate(eqn.outvars)
             if hasattr(v.aval, "shape")
         ]
         for k, (old, new) in enumerate(shapes):
@@ -476,14 +481,20 @@ class _Walk:
         if read is not None and eqn.primitive in _DYNAMIC:
             self._starts(eqn, twin, read)
 
-    def _read(self, eqn: Any, exact: bool) -> Read | None:
+    def _read(self, eqn: core.JaxprEqn, exact: bool) -> Read | None:
         if exact:
             return None
         read = next(self.reads)
         assert read.eqn is eqn, "the walks are out of step"
         return read
 
-    def _called(self, eqn: Any, twin: Any, outs: tuple[bool, ...], exact: bool) -> None:
+    def _called(
+        self,
+        eqn: core.JaxprEqn,
+        twin: core.JaxprEqn,
+        outs: tuple[bool, ...],
+        exact: bool,
+    ) -> None:
         old, old_consts = sub_jaxpr(eqn)
         new, new_consts = sub_jaxpr(twin)
         if eqn.primitive in SCANS:
@@ -504,7 +515,13 @@ class _Walk:
             self.sites.pop()
 
     def _follows(
-        self, eqn: Any, twin: Any, name: str, old: Any, new: Any, read: Read
+        self,
+        eqn: core.JaxprEqn,
+        twin: core.JaxprEqn,
+        name: str,
+        old: Any,
+        new: Any,
+        read: Read,
     ) -> bool:
         """Whether a parameter is a size, and the one that the axes' terms predict."""
         primitive = eqn.primitive
@@ -522,22 +539,23 @@ class _Walk:
                 for term, a, b in zip(_axes(read.outs[0]), old, new)
             )
         if primitive in _GATHERS and name == "slice_sizes":
-            whole, left = (e.invars[0].aval.shape for e in (eqn, twin))
+            avals: list[Any] = [e.invars[0].aval for e in (eqn, twin)]
+            whole, left = (aval.shape for aval in avals)
             return all(
                 a == b or (a == m and b == n)
                 for a, b, m, n in zip(old, new, whole, left)
             )
         return False
 
-    def _starts(self, eqn: Any, twin: Any, read: Read) -> None:
+    def _starts(self, eqn: core.JaxprEqn, twin: core.JaxprEqn, read: Read) -> None:
         """Where slices begin: literals, which move with what lies before them."""
         for term, a, b in zip(_axes(read.ins[0]), eqn.invars[1:], twin.invars[1:]):
-            if isinstance(a, core.Literal):
+            if isinstance(a, core.Literal) and isinstance(b, core.Literal):
                 old, new = int(a.val), int(b.val)
                 if old != new and self.sizes.index(term, old) != new:
                     self._number(old, new, eqn)
 
-    def _equal_param(self, eqn: Any, name: str, old: Any, new: Any) -> None:
+    def _equal_param(self, eqn: core.JaxprEqn, name: str, old: Any, new: Any) -> None:
         bodies = [list(_jaxprs_in(p)) for p in (old, new)]
         if bodies[0] or bodies[1]:
             if len(bodies[0]) != len(bodies[1]):

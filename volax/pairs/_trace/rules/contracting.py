@@ -1,23 +1,37 @@
 """Contractions: where units are made and where they are consumed."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict, Unpack
+
+from jax.extend.core import JaxprEqn
 
 from volax.pairs._trace import terms
 from volax.pairs._trace.compat import primitives
 from volax.pairs._trace.rules.elementwise import is_narrow
 from volax.pairs._trace.rules.registry import rule, shape_of
-from volax.pairs._trace.tape import ACTIVATION, DATA, WEIGHT, Tape, Value
+from volax.pairs._trace.tape import (
+    ACTIVATION,
+    CONST,
+    DATA,
+    WEIGHT,
+    Links,
+    Tape,
+    Value,
+    dtype_of,
+)
 from volax.pairs._trace.terms import Term
 
 
-def _refuse_contracted(tape: Tape, eqn: Any, x: Value, y: Value, term: Any) -> None:
+def _refuse_contracted(
+    tape: Tape, eqn: JaxprEqn, x: Value, y: Value, term: Term | None
+) -> None:
     """Units are consumed by a weight; any other contraction only mixes them."""
     weights = [v for v in (x, y) if v.kind == WEIGHT]
     if _blank(x, y):
         return
-    if len(weights) == 1 and min(x.kind, y.kind) > 0:
+    if len(weights) == 1 and CONST not in (x.kind, y.kind):
         return
-    if weights and max(x.kind, y.kind) == WEIGHT and min(x.kind, y.kind) == WEIGHT:
+    if len(weights) == 2:
         why = "contracted between two parameters: which one makes them is ambiguous"
     elif weights:
         why = "contracted with a constant"
@@ -31,18 +45,18 @@ def _blank(x: Value, y: Value) -> bool:
     return WEIGHT in (x.kind, y.kind) and 0 in (x.known, y.known)
 
 
-def _check_width(eqn: Any) -> None:
+def _check_width(eqn: JaxprEqn) -> None:
     """Refuses a result that is rounded to fewer bits than its operands have."""
-    given = [v.aval.dtype for v in eqn.invars]
-    if is_narrow(eqn.outvars[0].aval.dtype) and not all(map(is_narrow, given)):
-        raise ValueError(f"a result in {eqn.outvars[0].aval.dtype}")
+    given, made = map(dtype_of, eqn.invars), dtype_of(eqn.outvars[0])
+    if is_narrow(made) and not all(map(is_narrow, given)):
+        raise ValueError(f"a result in {made}")
 
 
 @rule(
     primitives("dot_general"),
     params="dimension_numbers precision preferred_element_type out_sharding",
 )
-def dot_general(tape: Tape, eqn: Any, x: Value, y: Value) -> Value:
+def dot_general(tape: Tape, eqn: JaxprEqn, x: Value, y: Value) -> Value:
     """Contracts pairs of axes; batch axes are aligned, the others are free."""
     _check_width(eqn)
     (lhs, rhs), (lhs_batch, rhs_batch) = eqn.params["dimension_numbers"]
@@ -77,8 +91,25 @@ def dot_general(tape: Tape, eqn: Any, x: Value, y: Value) -> Value:
     )
 
 
+class _Layout(TypedDict, total=False):
+    """Of the arguments of :meth:`Tape.op` those that say how axes lie."""
+
+    shape: Sequence[int]
+    contracted: tuple[tuple[int, int], ...]
+    batch: tuple[frozenset[int], ...]
+    mixed: tuple[tuple[int, int], ...]
+    why: str
+    quiet: bool
+
+
 def _contraction(
-    tape: Tape, eqn: Any, x: Value, y: Value, axes: Any, links: Any, **rest: Any
+    tape: Tape,
+    eqn: JaxprEqn,
+    x: Value,
+    y: Value,
+    axes: Sequence[Term | None],
+    links: Sequence[Links],
+    **rest: Unpack[_Layout],
 ) -> Value:
     """A sum of products; a weight contracted with data has made units."""
     return tape.op(
@@ -89,7 +120,7 @@ def _contraction(
         law="sum",
         weights=(1, 1),
         zero="any",
-        meet="producer",
+        role="producer",
         kind=ACTIVATION if {x.kind, y.kind} == {DATA, WEIGHT} or _blank(x, y) else None,
         known=0.0 if _blank(x, y) else None,
         **rest,
@@ -102,7 +133,7 @@ def _contraction(
     "feature_group_count batch_group_count precision preferred_element_type "
     "out_sharding",
 )
-def convolution(tape: Tape, eqn: Any, x: Value, kernel: Value) -> Value:
+def convolution(tape: Tape, eqn: JaxprEqn, x: Value, kernel: Value) -> Value:
     """Contracts input channels; positions slide; groups are a factor of both sides."""
     _check_width(eqn)
     p = eqn.params
@@ -161,7 +192,13 @@ def convolution(tape: Tape, eqn: Any, x: Value, kernel: Value) -> Value:
 _WINDOW = "positions of a window"
 
 
-def _slid(tape: Tape, eqn: Any, axes: Any, positions: Any, shape: Any) -> list[Any]:
+def _slid(
+    tape: Tape,
+    eqn: JaxprEqn,
+    axes: Sequence[Term | None],
+    positions: Sequence[int],
+    shape: Sequence[int],
+) -> list[Term | None]:
     """Fresh positions, which are data: no parameter decides how many there are."""
     axes = list(axes)
     for o in positions:
@@ -172,7 +209,13 @@ def _slid(tape: Tape, eqn: Any, axes: Any, positions: Any, shape: Any) -> list[A
 
 
 def _grouped(
-    tape: Tape, eqn: Any, x: Value, kernel: Value, axes: Any, links: Any, mixed: Any
+    tape: Tape,
+    eqn: JaxprEqn,
+    x: Value,
+    kernel: Value,
+    axes: list[Term | None],
+    links: tuple[Links, Links],
+    mixed: Sequence[tuple[int, int]],
 ) -> Value:
     """A grouped convolution as a contraction over the channels of each group.
 

@@ -2,18 +2,28 @@
 
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import JaxprEqn
 
 from volax.pairs._trace.compat import primitives, unlisted
 from volax.pairs._trace.rules.registry import rule, same, shape_of
-from volax.pairs._trace.tape import CONST, DATA, WEIGHT, Tape, Value
+from volax.pairs._trace.tape import (
+    CONST,
+    DATA,
+    WEIGHT,
+    HowZero,
+    OpArgs,
+    Tape,
+    Value,
+    dtype_of,
+)
 from volax.pairs.records import RANDOM
 
 
-def elementwise(tape: Tape, eqn: Any, *ins: Value, **law: Any) -> Value:
+def elementwise(tape: Tape, eqn: JaxprEqn, *ins: Value, **law: Unpack[OpArgs]) -> Value:
     """Lines the operands' axes up; rank 0 and size 1 stand for every index."""
     shape = shape_of(eqn)
     axes: list[Any] = [None] * len(shape)
@@ -42,10 +52,10 @@ _ARITHMETIC = {
 }
 
 
-def known(eqn: Any, *ins: Value) -> float | None:
+def known(eqn: JaxprEqn, *ins: Value) -> float | None:
     """The number that the result is, rounded as the program does, if it is known."""
     given, name = [v.known for v in ins], eqn.primitive.name
-    dtype = eqn.outvars[0].aval.dtype
+    dtype = dtype_of(eqn.outvars[0])
     if any(g is None for g in given) or name not in _ARITHMETIC:
         return None
     if name == "div" and not jnp.issubdtype(dtype, jnp.floating):
@@ -55,15 +65,15 @@ def known(eqn: Any, *ins: Value) -> float | None:
 
 
 @rule(primitives("add", "sub", "add_jaxvals", "max", "min", "clamp"))
-def additive(tape: Tape, eqn: Any, *ins: Value) -> Value:
+def additive(tape: Tape, eqn: JaxprEqn, *ins: Value) -> Value:
     """All operands have to scale alike: a bias takes the degree of its units."""
     number = known(eqn, *ins)
     return elementwise(
-        tape, eqn, *ins, meet="bias", known=number, zero=_bound(eqn, *ins)
+        tape, eqn, *ins, role="bias", known=number, zero=_bound(eqn, *ins)
     )
 
 
-def _bound(eqn: Any, *ins: Value) -> str | int:
+def _bound(eqn: JaxprEqn, *ins: Value) -> HowZero:
     """Which operand decides about zero: known bounds around zero let it pass."""
     unknown = [k for k, v in enumerate(ins) if v.known is None]
     numbers = [v.known for v in ins if v.known is not None]
@@ -78,9 +88,9 @@ def _bound(eqn: Any, *ins: Value) -> str | int:
 
 
 @rule(primitives("mul", "div"), params="out_dtype")
-def multiplicative(tape: Tape, eqn: Any, x: Value, y: Value) -> Value:
+def multiplicative(tape: Tape, eqn: JaxprEqn, x: Value, y: Value) -> Value:
     """Degrees add up."""
-    if is_narrow(eqn.outvars[0].aval.dtype) and eqn.params.get("out_dtype"):
+    if is_narrow(dtype_of(eqn.outvars[0])) and eqn.params.get("out_dtype"):
         raise ValueError(f"a result in {eqn.params['out_dtype']}")
     weights, zero = ((1, 1), "any") if eqn.primitive.name == "mul" else ((1, -1), "div")
     number = known(eqn, x, y)
@@ -90,7 +100,7 @@ def multiplicative(tape: Tape, eqn: Any, x: Value, y: Value) -> Value:
 
 
 @rule(primitives("select_n"))
-def select(tape: Tape, eqn: Any, which: Value, *cases: Value) -> Value:
+def select(tape: Tape, eqn: JaxprEqn, which: Value, *cases: Value) -> Value:
     """Cases have to scale alike; the choice is made by comparisons, which do not."""
     masks = which.kind <= DATA and all(v.kind != DATA for v in cases)
     number = cases[0].known
@@ -98,12 +108,12 @@ def select(tape: Tape, eqn: Any, which: Value, *cases: Value) -> Value:
         number = None
     # The choice is listed last: "all" asks the cases only.
     return elementwise(
-        tape, eqn, *cases, which, law="select", masks=masks, meet="bias", known=number
+        tape, eqn, *cases, which, law="select", masks=masks, role="bias", known=number
     )
 
 
 @rule(primitives("neg", "abs", "real"))
-def keep(tape: Tape, eqn: Any, x: Value) -> Value:
+def keep(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """The degree stays."""
     return elementwise(tape, eqn, x, known=known(eqn, x))
 
@@ -117,7 +127,7 @@ def keep(tape: Tape, eqn: Any, x: Value) -> Value:
 )
 @rule(unlisted("reshard"), params="dst_sharding concrete_mesh")
 @rule(unlisted("pvary"), params="axes axis_index_groups")
-def unchanged(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
+def unchanged(tape: Tape, eqn: JaxprEqn, *ins: Value) -> list[Value]:
     """Every result is its operand."""
     return [
         tape.op(eqn, [v], v.axes, [same(v)], shape=v.shape, known=v.known) for v in ins
@@ -125,13 +135,13 @@ def unchanged(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
 
 
 @rule(primitives("reduce_precision"), params="exponent_bits mantissa_bits")
-def reduce_precision(tape: Tape, eqn: Any, x: Value) -> Value:
+def reduce_precision(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Rounding keeps the degree, as in a cast."""
     narrow = eqn.params["exponent_bits"] + eqn.params["mantissa_bits"] + 1 < 16
     return narrowed(tape, eqn, x) if narrow else elementwise(tape, eqn, x)
 
 
-def narrowed(tape: Tape, eqn: Any, x: Value) -> Value:
+def narrowed(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Fewer than 16 bits hold too few powers of two for units that are rescaled."""
     return elementwise(tape, eqn, x, law="zero", zero="lost")
 
@@ -142,9 +152,9 @@ def is_narrow(dtype: Any) -> bool:
 
 
 @rule(primitives("convert_element_type"), params="new_dtype weak_type sharding")
-def convert(tape: Tape, eqn: Any, x: Value) -> Value:
+def convert(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Casts between floats keep the degree; a cast to integers loses the units."""
-    to, given = eqn.params["new_dtype"], eqn.invars[0].aval.dtype
+    to, given = eqn.params["new_dtype"], dtype_of(eqn.invars[0])
     number = _cast(x.known, to)
     if is_narrow(to) and not is_narrow(given):
         return narrowed(tape, eqn, x)
@@ -182,26 +192,26 @@ def _cast(number: float | None, to: Any) -> float | None:
         return float(np.asarray(number).astype(to))
 
 
-def _power(tape: Tape, eqn: Any, x: Value, power: int | Fraction, **more: Any) -> Value:
+def _power(tape: Tape, eqn: JaxprEqn, x: Value, power: int | Fraction) -> Value:
     zero = "all" if power > 0 else "singular" if power < 0 else "lost"
-    return elementwise(tape, eqn, x, law="sum", weights=(power,), zero=zero, **more)
+    return elementwise(tape, eqn, x, law="sum", weights=(power,), zero=zero)
 
 
 @rule(primitives("sqrt", "rsqrt", "cbrt", "square"), params="accuracy")
-def root(tape: Tape, eqn: Any, x: Value) -> Value:
+def root(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Powers multiply the degree."""
     powers = {"sqrt": (1, 2), "rsqrt": (-1, 2), "cbrt": (1, 3), "square": (2, 1)}
     return _power(tape, eqn, x, Fraction(*powers[eqn.primitive.name]))
 
 
 @rule(primitives("integer_pow"), params="y")
-def integer_power(tape: Tape, eqn: Any, x: Value) -> Value:
+def integer_power(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Powers multiply the degree."""
     return _power(tape, eqn, x, eqn.params["y"])
 
 
 @rule(primitives("pow"))
-def power(tape: Tape, eqn: Any, x: Value, y: Value) -> Value:
+def power(tape: Tape, eqn: JaxprEqn, x: Value, y: Value) -> Value:
     """A known exponent multiplies the degree; any other breaks it.
 
     The exponent is the number that the program holds, exactly: 0.33333334 in float32
@@ -213,13 +223,13 @@ def power(tape: Tape, eqn: Any, x: Value, y: Value) -> Value:
 
 
 @rule(primitives("sign", "is_finite", "not", "and", "or", "xor"))
-def scaleless(tape: Tape, eqn: Any, *ins: Value) -> Value:
+def scaleless(tape: Tape, eqn: JaxprEqn, *ins: Value) -> Value:
     """The result does not scale, however the operand does."""
     return elementwise(tape, eqn, *ins, law="sum", weights=(0,) * len(ins), zero="lost")
 
 
 @rule(primitives("eq", "ne", "lt", "le", "gt", "ge", "eq_to", "le_to", "lt_to"))
-def compare(tape: Tape, eqn: Any, *ins: Value) -> Value:
+def compare(tape: Tape, eqn: JaxprEqn, *ins: Value) -> Value:
     """Values that scale alike compare the same, as do all values with zero."""
     return elementwise(tape, eqn, *ins, law="drop", zero="lost")
 
@@ -229,7 +239,7 @@ def compare(tape: Tape, eqn: Any, *ins: Value) -> Value:
     primitives("expm1", "log1p", "floor", "ceil", "round", "erf_inv"),
     params="accuracy rounding_method",
 )
-def zero_keeping(tape: Tape, eqn: Any, x: Value) -> Value:
+def zero_keeping(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Not homogeneous, with f(0) = 0."""
     return elementwise(tape, eqn, x, law="zero")
 
@@ -241,7 +251,7 @@ def zero_keeping(tape: Tape, eqn: Any, x: Value) -> Value:
     primitives("population_count", "imag", "conj", "complex"),
     params="accuracy input_dtype unroll",
 )
-def nonhomogeneous(tape: Tape, eqn: Any, *ins: Value) -> Value:
+def nonhomogeneous(tape: Tape, eqn: JaxprEqn, *ins: Value) -> Value:
     """Whatever scales its operand breaks it."""
     return elementwise(tape, eqn, *ins, law="zero", zero="lost")
 
@@ -251,13 +261,13 @@ def nonhomogeneous(tape: Tape, eqn: Any, *ins: Value) -> Value:
     primitives("acosh", "lgamma", "digamma", "rem", "igamma", "igammac"),
     primitives("polygamma", "zeta"),
 )
-def singular(tape: Tape, eqn: Any, *ins: Value) -> Value:
+def singular(tape: Tape, eqn: JaxprEqn, *ins: Value) -> Value:
     """Not homogeneous, and at zero perhaps not even finite."""
     return elementwise(tape, eqn, *ins, law="zero", zero="singular")
 
 
 @rule(primitives("bitcast_convert_type"), params="new_dtype")
-def bitcast(tape: Tape, eqn: Any, x: Value) -> Value:
+def bitcast(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Bits of another type are not numbers that scale."""
     if shape_of(eqn) != x.shape:
         mixed = tuple((0, k) for k in range(len(x.shape)))
@@ -266,7 +276,7 @@ def bitcast(tape: Tape, eqn: Any, x: Value) -> Value:
 
 
 @rule(primitives("iota"), params="dtype shape dimension sharding")
-def iota(tape: Tape, eqn: Any) -> Value:
+def iota(tape: Tape, eqn: JaxprEqn) -> Value:
     """Data: an index is no number that scales, and it cannot be cut."""
     out = tape.value(shape_of(eqn), DATA)
     tape.poison(out.axes[eqn.params["dimension"]], "the units are numbered", eqn, True)
@@ -274,6 +284,6 @@ def iota(tape: Tape, eqn: Any) -> Value:
 
 
 @rule(primitives("random_bits"), params="bit_width shape")
-def random_bits(tape: Tape, eqn: Any, key: Value) -> Value:
+def random_bits(tape: Tape, eqn: JaxprEqn, key: Value) -> Value:
     """Data of any size, but not the same data for another size."""
     return tape.value(shape_of(eqn), max(DATA, key.kind), name=RANDOM)

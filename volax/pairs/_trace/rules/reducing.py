@@ -1,17 +1,27 @@
 """Reductions, windows, sorts: what they do to the axes they do not run over."""
 
-from typing import Any
+from typing import Any, Unpack
 
 from jax import lax
+from jax.extend.core import JaxprEqn
 
 from volax.pairs._trace.compat import primitives, unlisted
 from volax.pairs._trace.rules.registry import rule, same, shape_of
-from volax.pairs._trace.tape import CONST, Tape, Value
+from volax.pairs._trace.tape import (
+    ACTIVATION,
+    CONST,
+    DATA,
+    WEIGHT,
+    Kind,
+    Scaling,
+    Tape,
+    Value,
+)
 
 _OVER = "{} runs over the units"
 
 
-def _reduce(tape: Tape, eqn: Any, x: Value, **law: Any) -> Value:
+def _reduce(tape: Tape, eqn: JaxprEqn, x: Value, **law: Unpack[Scaling]) -> Value:
     over = tuple(k % len(x.shape) for k in eqn.params["axes"])
     kept = [k for k in range(len(x.shape)) if k not in over]
     links = {i: (k, 0) for i, k in enumerate(kept) if x.axes[k] is not None}
@@ -23,7 +33,7 @@ def _reduce(tape: Tape, eqn: Any, x: Value, **law: Any) -> Value:
 
 
 @rule(primitives("reduce_sum", "reduce_max", "reduce_min"), params="axes out_sharding")
-def reduce_keeping(tape: Tape, eqn: Any, x: Value) -> Value:
+def reduce_keeping(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Sums and extremes over other axes scale as their operand does."""
     return _reduce(tape, eqn, x)
 
@@ -32,7 +42,7 @@ def reduce_keeping(tape: Tape, eqn: Any, x: Value) -> Value:
     primitives("reduce_prod", "reduce_and", "reduce_or", "reduce_xor"),
     params="axes out_sharding",
 )
-def reduce_breaking(tape: Tape, eqn: Any, x: Value) -> Value:
+def reduce_breaking(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Products over other axes are not followed as powers."""
     return _reduce(tape, eqn, x, law="zero", zero="lost")
 
@@ -42,7 +52,7 @@ def reduce_breaking(tape: Tape, eqn: Any, x: Value) -> Value:
     unlisted("psum_invariant"),
     params="axes axis_index_groups",
 )
-def over_devices(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
+def over_devices(tape: Tape, eqn: JaxprEqn, *ins: Value) -> list[Value]:
     """Sums and extremes over the devices of a mesh, entry by entry."""
     if not all(isinstance(name, str) for name in eqn.params["axes"]):
         raise ValueError("an axis of the array is reduced along with the mesh")
@@ -50,13 +60,13 @@ def over_devices(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
 
 
 @rule(primitives("argmax", "argmin"), params="axes index_dtype")
-def reduce_to_index(tape: Tape, eqn: Any, x: Value) -> Value:
+def reduce_to_index(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """The place of an extreme does not scale."""
     return _reduce(tape, eqn, x, law="drop", zero="lost")
 
 
 @rule(primitives("cumsum", "cummax", "cummin"), params="axis reverse")
-def cumulative(tape: Tape, eqn: Any, x: Value, **law: Any) -> Value:
+def cumulative(tape: Tape, eqn: JaxprEqn, x: Value, **law: Unpack[Scaling]) -> Value:
     """Running sums and extremes along another axis."""
     k = eqn.params["axis"]
     axes = [None if i == k else t for i, t in enumerate(x.axes)]
@@ -66,7 +76,7 @@ def cumulative(tape: Tape, eqn: Any, x: Value, **law: Any) -> Value:
 
 
 @rule(primitives("cumprod", "cumlogsumexp"), params="axis reverse")
-def cumulative_breaking(tape: Tape, eqn: Any, x: Value) -> Value:
+def cumulative_breaking(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Running products along another axis."""
     return cumulative(tape, eqn, x, law="zero", zero="lost")
 
@@ -75,7 +85,7 @@ def cumulative_breaking(tape: Tape, eqn: Any, x: Value) -> Value:
     primitives("reduce_window_sum", "reduce_window_max", "reduce_window_min"),
     params="window_dimensions window_strides padding base_dilation window_dilation",
 )
-def pooling(tape: Tape, eqn: Any, x: Value) -> Value:
+def pooling(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Pooling along some axes; the others pass."""
     p = eqn.params
     axes, links, mixed = list(x.axes), {}, []
@@ -107,7 +117,7 @@ def pooling(tape: Tape, eqn: Any, x: Value) -> Value:
 
 
 @rule(primitives("sort"), params="dimension is_stable num_keys")
-def sort(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
+def sort(tape: Tape, eqn: JaxprEqn, *ins: Value) -> list[Value]:
     """Sorting along another axis: each column by itself, whatever its scale."""
     k = eqn.params["dimension"]
     axes = [None if i == k else t for i, t in enumerate(ins[0].axes)]
@@ -135,7 +145,7 @@ def sort(tape: Tape, eqn: Any, *ins: Value) -> list[Value]:
 
 
 @rule(primitives("top_k"), params="k axis is_stable")
-def top_k(tape: Tape, eqn: Any, x: Value) -> list[Value]:
+def top_k(tape: Tape, eqn: JaxprEqn, x: Value) -> list[Value]:
     """The largest values along an axis, and their places."""
     k = eqn.params.get("axis", len(x.shape) - 1) % len(x.shape)
     axes = [None if i == k else t for i, t in enumerate(x.axes)]
@@ -162,7 +172,7 @@ def top_k(tape: Tape, eqn: Any, x: Value) -> list[Value]:
     params="dimension_numbers slice_sizes mode fill_value indices_are_sorted "
     "unique_indices",
 )
-def gather(tape: Tape, eqn: Any, x: Value, index: Value) -> Value:
+def gather(tape: Tape, eqn: JaxprEqn, x: Value, index: Value) -> Value:
     """A look-up: whole axes pass, looked-up axes are not followed.
 
     A slice as long as its axis can only begin at 0, whatever the index says.
@@ -202,7 +212,7 @@ def gather(tape: Tape, eqn: Any, x: Value, index: Value) -> Value:
         links,
         law="sum",
         weights=(1, 0),
-        meet="producer",
+        role="producer",
         mixed=tuple(mixed),
         why="looked up by index",
         kind=_looked_up(x, index),
@@ -211,7 +221,7 @@ def gather(tape: Tape, eqn: Any, x: Value, index: Value) -> Value:
     if filling is None:
         return out
     number = tape.value((), CONST, known=filling)
-    return tape.op(eqn, [out, number], out.axes, [same(out), {}], meet="bias")
+    return tape.op(eqn, [out, number], out.axes, [same(out), {}], role="bias")
 
 
 _IN_BOUNDS = (
@@ -220,7 +230,7 @@ _IN_BOUNDS = (
 )
 
 
-def _filling(eqn: Any) -> float | None:
+def _filling(eqn: JaxprEqn) -> float | None:
     """What stands for an entry whose index is out of bounds, None if there is none."""
     mode, fill = eqn.params["mode"], eqn.params["fill_value"]
     if mode in _IN_BOUNDS:
@@ -232,13 +242,14 @@ def _filling(eqn: Any) -> float | None:
     return None if fill is None or fill != fill else float(fill)
 
 
-def _looked_up(x: Value, index: Value) -> int | None:
-    return 3 if {x.kind, index.kind} == {1, 2} else None
+def _looked_up(x: Value, index: Value) -> Kind | None:
+    """A row of a parameter, looked up by data, is what this example's units are."""
+    return ACTIVATION if {x.kind, index.kind} == {DATA, WEIGHT} else None
 
 
 @rule(primitives("dynamic_update_slice"))
 def update_slice(
-    tape: Tape, eqn: Any, x: Value, update: Value, *starts: Value
+    tape: Tape, eqn: JaxprEqn, x: Value, update: Value, *starts: Value
 ) -> Value:
     """Writes a part; axes that are written whole pass."""
     links: tuple[dict, dict] = ({}, {})
@@ -259,7 +270,7 @@ def update_slice(
         axes,
         [*links, *more],
         law="update",
-        meet="bias",
+        role="bias",
         mixed=tuple(mixed),
         why=why,
     )
@@ -270,7 +281,7 @@ def update_slice(
     params="dimension_numbers mode update_jaxpr update_consts indices_are_sorted "
     "unique_indices",
 )
-def scatter(tape: Tape, eqn: Any, x: Value, index: Value, update: Value) -> Value:
+def scatter(tape: Tape, eqn: JaxprEqn, x: Value, index: Value, update: Value) -> Value:
     """The mirror of a look-up: whole axes pass, axes written by index are mixed.
 
     A window as long as its axis can only begin at 0, whatever the index says.
@@ -311,7 +322,7 @@ def scatter(tape: Tape, eqn: Any, x: Value, index: Value, update: Value) -> Valu
         axes,
         links,
         law="update",
-        meet="producer" if x.fits_any else "bias",
+        role="producer" if x.fits_any else "bias",
         mixed=tuple(mixed),
         why="written to by index",
     )

@@ -1,11 +1,12 @@
 """The table of rules: one for each primitive, keyed by the primitive itself."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from jax.extend.core import Primitive
+from jax.extend.core import JaxprEqn, Primitive
 
 from volax.pairs._trace.tape import Links, Value
+from volax.pairs._trace.tape import shape_of as shape_of
 
 Rule = Callable[..., Value | list[Value]]
 R = TypeVar("R", bound=Rule)
@@ -35,7 +36,7 @@ def rule(*groups: Iterable[Primitive], params: str = "") -> Callable[[R], R]:
     return register
 
 
-def unknown_params(eqn: Any) -> set[str]:
+def unknown_params(eqn: JaxprEqn) -> set[str]:
     """The parameters of an equation that its primitive's rule does not know."""
     known = PARAMS.get(eqn.primitive)
     return set() if known is None else set(eqn.params) - known
@@ -48,8 +49,3 @@ def same(value: Value, *but: int) -> Links:
         for k, term in enumerate(value.axes)
         if term is not None and k not in but
     }
-
-
-def shape_of(eqn: Any, k: int = 0) -> tuple[int, ...]:
-    """The shape of an equation's result."""
-    return tuple(eqn.outvars[k].aval.shape)

@@ -1,16 +1,19 @@
 """Operations that move entries: every axis of the result is some axis of before."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+from jax.extend.core import JaxprEqn
 
 from volax.pairs._trace import terms
 from volax.pairs._trace.compat import primitives, unlisted
 from volax.pairs._trace.rules.registry import rule, same, shape_of
-from volax.pairs._trace.tape import Tape, Value
+from volax.pairs._trace.tape import Role, Scaling, Tape, Value
 from volax.pairs._trace.terms import Term
 
 
 @rule(primitives("transpose"), params="permutation")
-def transpose(tape: Tape, eqn: Any, x: Value) -> Value:
+def transpose(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Permutes the axes."""
     order = eqn.params["permutation"]
     links = {i: (k, 0) for i, k in enumerate(order) if x.axes[k] is not None}
@@ -19,7 +22,7 @@ def transpose(tape: Tape, eqn: Any, x: Value) -> Value:
 
 
 @rule(primitives("broadcast_in_dim"), params="shape broadcast_dimensions sharding")
-def broadcast(tape: Tape, eqn: Any, x: Value, *_: Value) -> Value:
+def broadcast(tape: Tape, eqn: JaxprEqn, x: Value, *_: Value) -> Value:
     """New axes repeat the same entries, whatever their number."""
     shape, places = shape_of(eqn), eqn.params["broadcast_dimensions"]
     if not places and x.shape:  # written without the axes when the rank stays
@@ -30,7 +33,7 @@ def broadcast(tape: Tape, eqn: Any, x: Value, *_: Value) -> Value:
 
 
 @rule(primitives("squeeze"), params="dimensions")
-def squeeze(tape: Tape, eqn: Any, x: Value) -> Value:
+def squeeze(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Drops axes of size 1."""
     gone = {k % len(x.shape) for k in eqn.params["dimensions"]}
     kept = [k for k in range(len(x.shape)) if k not in gone]
@@ -39,7 +42,7 @@ def squeeze(tape: Tape, eqn: Any, x: Value) -> Value:
 
 
 @rule(primitives("reshape"), params="new_sizes dimensions sharding")
-def reshape(tape: Tape, eqn: Any, x: Value, *_: Value) -> Value:
+def reshape(tape: Tape, eqn: JaxprEqn, x: Value, *_: Value) -> Value:
     """Runs of axes with equal products become a product of terms, or come from one."""
     if eqn.params["dimensions"] is not None:
         raise ValueError("dimensions are permuted")
@@ -94,16 +97,17 @@ def _groups(before: Any, after: Any) -> list[tuple[tuple[int, ...], tuple[int, .
 
 def cut(
     tape: Tape,
-    eqn: Any,
+    eqn: JaxprEqn,
     x: Value,
     starts: Any,
     stops: Any,
     *,
     steps: Any = None,
     more: tuple[Value, ...] = (),
-    meet: str = "scale",
+    role: Role = "scale",
     gone: tuple[int, ...] = (),
-    **law: Any,
+    shape: Sequence[int] | None = None,
+    **law: Unpack[Scaling],
 ) -> Value:
     """Takes a part of some axes; a term is cut where the part begins and ends."""
     axes, links, mixed, i = [], {}, [], 0
@@ -134,20 +138,21 @@ def cut(
         mixed=tuple(mixed),
         why=why,
         known=x.known,
-        meet=meet,
+        role=role,
+        shape=shape,
         **law,
     )
 
 
 @rule(primitives("slice"), params="start_indices limit_indices strides")
-def slice_(tape: Tape, eqn: Any, x: Value) -> Value:
+def slice_(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """A part of each axis."""
     p = eqn.params
     return cut(tape, eqn, x, p["start_indices"], p["limit_indices"], steps=p["strides"])
 
 
 @rule(primitives("dynamic_slice"), params="slice_sizes")
-def dynamic_slice(tape: Tape, eqn: Any, x: Value, *starts: Value) -> Value:
+def dynamic_slice(tape: Tape, eqn: JaxprEqn, x: Value, *starts: Value) -> Value:
     """A part of each axis that begins at an index; only known indices are followed."""
     sizes = eqn.params["slice_sizes"]
     lower, steps = [], []
@@ -166,14 +171,14 @@ def dynamic_slice(tape: Tape, eqn: Any, x: Value, *starts: Value) -> Value:
         upper,
         steps=steps,
         more=starts if mixed else (),
-        meet="producer",
+        role="producer",
         law="sum",
         weights=(1,) + (0,) * len(starts),
     )
 
 
 @rule(unlisted("split"), params="sizes axis")
-def split(tape: Tape, eqn: Any, x: Value) -> list[Value]:
+def split(tape: Tape, eqn: JaxprEqn, x: Value) -> list[Value]:
     """Consecutive parts of one axis."""
     axis, offset, found = eqn.params["axis"], 0, []
     for k, size in enumerate(eqn.params["sizes"]):
@@ -185,7 +190,7 @@ def split(tape: Tape, eqn: Any, x: Value) -> list[Value]:
 
 
 @rule(unlisted("unstack"), params="axis")
-def unstack(tape: Tape, eqn: Any, x: Value) -> list[Value]:
+def unstack(tape: Tape, eqn: JaxprEqn, x: Value) -> list[Value]:
     """The slices of one axis, without it."""
     axis, found = eqn.params["axis"], []
     for k in range(x.shape[axis]):
@@ -198,13 +203,13 @@ def unstack(tape: Tape, eqn: Any, x: Value) -> list[Value]:
 
 
 @rule(primitives("concatenate"), params="dimension")
-def concatenate(tape: Tape, eqn: Any, *ins: Value) -> Value:
+def concatenate(tape: Tape, eqn: JaxprEqn, *ins: Value) -> Value:
     """A sum of terms along one axis; the other axes are lined up."""
     return _joined(tape, eqn, ins, eqn.params["dimension"])
 
 
 @rule(unlisted("stack"), params="axis")
-def stack(tape: Tape, eqn: Any, *ins: Value) -> Value:
+def stack(tape: Tape, eqn: JaxprEqn, *ins: Value) -> Value:
     """A new axis, one index for each operand."""
     axis = eqn.params["axis"]
     shape = shape_of(eqn)
@@ -221,14 +226,14 @@ def stack(tape: Tape, eqn: Any, *ins: Value) -> Value:
         links.append(link)
     if shape[axis] != 1:
         axes[axis] = terms.total([Term(1) for _ in ins])
-    return tape.op(eqn, ins, axes, links, meet="bias", known=_all_known(ins))
+    return tape.op(eqn, ins, axes, links, role="bias", known=_all_known(ins))
 
 
 def _all_known(ins: Any) -> float | None:
     return ins[0].known if len({v.known for v in ins}) == 1 else None
 
 
-def _joined(tape: Tape, eqn: Any, ins: Any, axis: int) -> Value:
+def _joined(tape: Tape, eqn: JaxprEqn, ins: Any, axis: int) -> Value:
     shape = shape_of(eqn)
     axes: list[Any] = [None] * len(shape)
     parts, links, offset = [], [], 0
@@ -246,11 +251,11 @@ def _joined(tape: Tape, eqn: Any, ins: Any, axis: int) -> Value:
                 link[k] = (k, 0)
         links.append(link)
     axes[axis] = terms.total(parts) if shape[axis] != 1 else None
-    return tape.op(eqn, ins, axes, links, meet="bias", known=_all_known(ins))
+    return tape.op(eqn, ins, axes, links, role="bias", known=_all_known(ins))
 
 
 @rule(primitives("pad"), params="padding_config")
-def pad(tape: Tape, eqn: Any, x: Value, fill: Value) -> Value:
+def pad(tape: Tape, eqn: JaxprEqn, x: Value, fill: Value) -> Value:
     """Puts new indices around an axis; the filling has to scale like the rest."""
     axes, links, mixed = [], {}, []
     for k, (low, high, inner) in enumerate(eqn.params["padding_config"]):
@@ -278,13 +283,13 @@ def pad(tape: Tape, eqn: Any, x: Value, fill: Value) -> Value:
         mixed=tuple(mixed),
         why=why,
         quiet=True,
-        meet="bias",
+        role="bias",
         known=known,
     )
 
 
 @rule(unlisted("tile"), params="reps")
-def tile(tape: Tape, eqn: Any, x: Value) -> Value:
+def tile(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Repeats an axis as a whole."""
     repeated = [k for k, n in enumerate(eqn.params["reps"]) if n != 1]
     axes = [None if k in repeated else t for k, t in enumerate(x.axes)]
@@ -296,7 +301,7 @@ def tile(tape: Tape, eqn: Any, x: Value) -> Value:
 
 
 @rule(primitives("rev"), params="dimensions")
-def reverse(tape: Tape, eqn: Any, x: Value) -> Value:
+def reverse(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     """Turns axes around, which no unit survives."""
     turned = eqn.params["dimensions"]
     axes = [None if k in turned else t for k, t in enumerate(x.axes)]
