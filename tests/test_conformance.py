@@ -26,6 +26,7 @@ KEPT = {
     "lp_adam": 2,
     "lp_sgd": 1,
     "volumized_adam": 2,
+    "proximal_adam": 2,
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 

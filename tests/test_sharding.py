@@ -21,8 +21,12 @@ from tests.sharded import LAYOUTS, UNITS
 every_kind = pytest.mark.parametrize("kind", sharded.KINDS)
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 
-PROXIMAL = {name: case for name, case in CASES.items() if "path_prox" in name}
-SEPARABLE = {name: case for name, case in CASES.items() if "path_prox" not in name}
+PROXIMAL = {
+    name: case
+    for name, case in CASES.items()
+    if "path_prox" in name or name == "proximal-groups"
+}
+SEPARABLE = {name: case for name, case in CASES.items() if name not in PROXIMAL}
 
 
 def assert_same_numbers(actual, expected, ulp=16):
@@ -90,7 +94,8 @@ def test_proximal_rules_move_a_float_a_unit_and_side(name, kind, layout):
     assert reduced <= vectors * UNITS + 2
     for call in sent:
         assert call.numbers <= vectors * UNITS + 2, "no weight matrix moves"
-    if kind == "explicit" and layout is LAYOUTS["tensor"] and name != "path_prox-all":
+    local = name not in ("path_prox-all", "proximal-groups")
+    if kind == "explicit" and layout is LAYOUTS["tensor"] and local:
         assert sent == []
 
 

@@ -155,7 +155,8 @@ def volumized_adam(
       >>> import jax.numpy as jnp, optax, volax
       >>> params = {"kernel": jnp.ones((2, 2))}
       >>> tx = volax.volumized_adam(1e-3, volume=0.5)
-      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> grads = {"kernel": -jnp.ones((2, 2))}
+      >>> updates, state = tx.update(grads, tx.init(params), params)
       >>> float(optax.apply_updates(params, updates)["kernel"].max())
       0.5
 
