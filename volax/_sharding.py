@@ -55,7 +55,8 @@ def put_like(array: Any, like: Any, *, split: bool = True) -> Any:
     """An array, of another shape perhaps, where ``like`` lies.
 
     Args:
-      array: what to put, on the host or on any device.
+      array: what to put, on the host or on any device. The result may share the memory
+        of a NumPy array, which must not be written to any more.
       like: an array, or its shape with a sharding.
       split: whether the array has the axes of ``like``, and is split as it is.
 
@@ -65,12 +66,12 @@ def put_like(array: Any, like: Any, *, split: bool = True) -> Any:
     """
     sharding = getattr(like, "sharding", None)
     if sharding is None or not getattr(like, "committed", True):
-        return jnp.asarray(array)
+        return jax.device_put(array)  # jnp.asarray copies what lies in NumPy twice
     if isinstance(sharding, SingleDeviceSharding):
         return jax.device_put(array, sharding)
     mesh = getattr(sharding, "mesh", None)
     if not isinstance(sharding, NamedSharding) or not isinstance(mesh, Mesh):
-        return jnp.asarray(array)
+        return jax.device_put(array)
 
     def parts(entry: Any) -> int:
         names = (entry,) if isinstance(entry, str) else entry or ()

@@ -34,8 +34,8 @@ def dense(layer, x):
 
 def conv(x, kernel, groups=1):
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
+        x.astype(kernel.dtype), kernel, (1, 1), "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
     )  # fmt: skip
 
 

@@ -21,8 +21,8 @@ KEY = jax.random.key(0)
 
 def test_counts():
     params = {
-        "a": jnp.array([[0.5, -0.5, 0.0], [0.25, 0.0, 0.0]]),
-        "v": jnp.array([[1.0], [0.0], [2.0]]),
+        "a": jnp.array([[0.5, -0.5, 0.0], [0.25, 0.0, 0.0]], jnp.float32),
+        "v": jnp.array([[1.0], [0.0], [2.0]], jnp.float32),
     }
     found = report(params, volax.pair("a", "v"), volume={"a": 0.5})
     a, v = found.leaves
@@ -164,7 +164,7 @@ def test_a_module_needs_its_inputs_alone():
 
 
 def test_packed_leaves_are_counted_as_stored():
-    packed = pack(binarize({"w": jnp.ones((8, 10))}), bits=1)
+    packed = pack(binarize({"w": jnp.ones((8, 10), jnp.float32)}), bits=1)
     (leaf,) = report(packed).leaves
     assert (leaf.dtype, leaf.bytes, leaf.size) == ("1 bit", 14, 80)
     assert compact(packed, ()).manifest["parameters"] == [11, 11]

@@ -408,3 +408,43 @@ def test_wide_numbers_keep_their_bits_without_x64(tmp_path):
     loaded = load(tmp_path / "m").params["x"]
     assert loaded.tobytes() == value.tobytes()
     json.dumps(load(tmp_path / "m").manifest)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak in /proc")
+@pytest.mark.parametrize("count", [1, 10])
+def test_loading_takes_the_file_and_one_leaf_of_memory(tmp_path, count):
+    code = """
+        import sys
+        import jax
+        from volax.compress import load, save
+        def peak():
+            lines = open("/proc/self/status").read().splitlines()
+            return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM:"))
+        # What a first call imports and compiles is no part of the measurement.
+        small = sys.argv[1] + ".small"
+        save(small, {"w": jax.numpy.ones(3)})
+        jax.block_until_ready(load(small).params)
+        before = peak()
+        held = load(sys.argv[1]).params
+        jax.block_until_ready(held)
+        print(1024 * (peak() - before))
+    """
+    entries, path = 2**24 // count, tmp_path / "m"
+    save(path, {f"w{k}": np.full(entries, k, np.float32) for k in range(count)})
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), path],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(out.stdout) < 1.25 * 4 * entries * (count + 1)
+
+
+def test_what_stands_in_no_manifest_is_refused(tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy")
+    save(tmp_path / "m", {"a": jnp.ones(2)})
+    with numpy.safe_open(tmp_path / "m", "np") as file:
+        arrays, meta = {"a": file.get_tensor("a")}, file.metadata()
+    numpy.save_file(arrays, tmp_path / "m", metadata=meta)
+    same(load(tmp_path / "m").params, {"a": jnp.ones(2)})
+    numpy.save_file(arrays | {"b": np.ones(3)}, tmp_path / "m", metadata=meta)
+    with pytest.raises(ValueError, match="checksum does not match"):
+        load(tmp_path / "m")

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from volax._sharding import put_like
 from volax.compress.compact import Compacted
 from volax.compress.packing import Packed, is_packed
 
-_FORMAT = "volax 2"
+_FORMAT = "volax 3"
 _STORED = (
     "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
     "float16", "bfloat16", "float32", "float64", "complex64",
@@ -142,21 +142,25 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
     """
     tree, merge = _modules.split(into)
     likes = dict(zip(_below_params(_places(tree)), jax.tree.leaves(tree, is_packed)))
-    arrays, about = _read(Path(path))
     leaves: dict[str, Any] = {}
-    try:
-        manifest, places = about["manifest"], about["leaves"]
-        keys = {
-            name: [(kind, step) for kind, step in place["keys"]]
-            for name, place in places.items()
-        }
-        steps = {
-            name: tuple(str(step) for _, step in path) for name, path in keys.items()
-        }
-        for name, below in zip(places, _below_params(list(steps.values()))):
-            leaves[name] = _leaf(arrays, name, places[name], likes.get(below))
-    except _MALFORMED as error:
-        raise ValueError(f"load: {path} holds no model of volax ({error!r})") from error
+    with _reading(Path(path)) as (text, read):
+        try:
+            about = json.loads(text)
+            manifest, places = about["manifest"], about["leaves"]
+            keys = {
+                name: [(kind, step) for kind, step in place["keys"]]
+                for name, place in places.items()
+            }
+            steps = {
+                name: tuple(str(step) for _, step in path)
+                for name, path in keys.items()
+            }
+            for name, below in zip(places, _below_params(list(steps.values()))):
+                leaves[name] = _leaf(read, name, places[name], likes.get(below))
+        except _MALFORMED as error:
+            raise ValueError(
+                f"load: {path} is damaged, or holds no model of volax ({error!r})"
+            ) from error
     if into is None:
         return Loaded(_nested(leaves, keys), manifest)
     have = {steps[name]: leaf for name, leaf in leaves.items()}
@@ -200,16 +204,16 @@ def _parts(name: str, node: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 def _leaf(
-    arrays: dict[str, np.ndarray], name: str, place: dict[str, Any], like: Any
+    read: Callable[[str], np.ndarray], name: str, place: dict[str, Any], like: Any
 ) -> Any:
-    """A leaf of the tree; its arrays leave ``arrays``, and with it the memory."""
+    """A leaf of the tree, of the arrays that ``read`` gives by their names."""
     if "bits" in place:
-        data, scale = arrays.pop(f"{name}/data"), arrays.pop(f"{name}/scale")
+        data, scale = read(f"{name}/data"), read(f"{name}/scale")
         of = like if is_packed(like) else Packed(like, like, (), place["bits"])
         data = put_like(data, of.data, split=is_packed(like))
         shape, bits = tuple(place["shape"]), place["bits"]
         return Packed(data, put_like(scale, of.scale), shape, bits)
-    array = arrays.pop(name)
+    array = read(name)
     if "random" in place:
         key = jax.random.wrap_key_data(jnp.asarray(array), impl=place["random"])
         return put_like(key, like)
@@ -337,34 +341,49 @@ def _write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) 
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], text: str) -> str:
-    """Of the names, dtypes, shapes and bytes of all arrays, and of the manifest."""
-    names = sorted(arrays)
-    about = [[name, arrays[name].dtype.name, arrays[name].shape] for name in names]
-    digest = hashlib.sha256(json.dumps([about, text]).encode())
-    for name in names:
-        digest.update(arrays[name].reshape(-1).view(np.uint8).data)
+    """Of the manifest, and of the names, dtypes, shapes and bytes of all arrays."""
+    digest = hashlib.sha256(json.dumps(text).encode())
+    for name, array in arrays.items():
+        _add(digest, name, array)
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the manifest of a file, checked."""
+def _add(digest: Any, name: str, array: np.ndarray) -> None:
+    """Takes one more array into a checksum; its shape and dtype tell where it ends."""
+    digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[tuple[str, Callable[[str], np.ndarray]]]:
+    """The manifest of a file, and what reads one array; checked on leaving.
+
+    No array is kept here, so that one at a time is in memory beside what is made of
+    it. The checksum is that of the arrays in the order in which they are read, which
+    is the manifest's.
+    """
     safetensors = _library("load")
     with open(path, "rb"):  # what cannot be read at all is an OSError with its name
         pass
     try:
-        with safetensors.safe_open(path, framework="np") as file:
+        # The pages of a memory map count as this process's memory while it is open.
+        with safetensors.safe_open(path, framework="np", backend="pread") as file:
             meta = file.metadata() or {}
             if meta.get("format") != _FORMAT:
-                raise ValueError(f"load: {path} was not written by volax.save")
-            names = file.keys()
-            arrays = {name: file.get_tensor(name) for name in names}
+                raise ValueError(f"load: {path} was not written by this volax.save")
+            left, text = set(file.keys()), meta.get("volax", "")
+            digest = hashlib.sha256(json.dumps(text).encode())
+
+            def read(name: str) -> np.ndarray:
+                left.remove(name)
+                array = file.get_tensor(name)
+                _add(digest, name, array)
+                return array
+
+            yield text, read
     except (safetensors.SafetensorError, AttributeError) as error:
         raise ValueError(
             f"load: {path} is truncated, altered, or no safetensors file: {error}"
         ) from error
-    if _checksum(arrays, meta.get("volax", "")) != meta.get("sha256"):
+    if left or digest.hexdigest() != meta.get("sha256"):
         raise ValueError(f"load: {path} was altered: its checksum does not match")
-    try:
-        return arrays, json.loads(meta["volax"])
-    except _MALFORMED as error:
-        raise ValueError(f"load: {path} has a damaged header: {error!r}") from error
