@@ -303,3 +303,61 @@ def test_empty_and_dead_trees_are_drawn(tmp_path):
     assert found.total["size"] == 0
     str(found)
     found.figure().savefig(tmp_path / "b.png")
+
+
+def fused(params, x):
+    """Attention of four heads of three channels with one kernel for all inputs."""
+    parts = jnp.split(x @ params["qkv"], 3, axis=-1)
+    q, k, v = (part.reshape(*x.shape[:2], -1, 3) for part in parts)
+    weights = jax.nn.softmax(jnp.einsum("bqhk,bshk->bhqs", q, k), -1)
+    return jnp.einsum("bhqs,bshk,hkd->bqd", weights, v, params["o"])
+
+
+def fused_groups():
+    """Two heads unread, and the first channel of a third; the groups."""
+    rng = np.random.default_rng(0)
+    params = {
+        "qkv": jnp.asarray(rng.normal(size=(6, 36)), jnp.float32),
+        "o": jnp.asarray(rng.normal(size=(4, 3, 6)), jnp.float32),
+    }
+    params["o"] = params["o"].at[:2].set(0).at[2, 0].set(0)
+    groups = volax.find_groups(fused, params, jnp.ones((2, 5, 6)))
+    assert sorted(group.sizes for group in groups) == [(4,), (4, 3)]
+    return params, groups
+
+
+def test_heads_are_not_counted_beside_their_channels():
+    params, groups = fused_groups()
+    found = report(params, groups)
+    heads, channels = sorted(found.groups, key=lambda g: g.units)
+    assert (heads.composed, heads.units, heads.alive) == (True, 4, 2)
+    assert (channels.composed, channels.units, channels.alive) == (False, 12, 5)
+    assert (found.total["units"], found.total["alive"]) == (12, 5)
+    norms = np.linalg.norm(params["qkv"][:, 24:], axis=0).reshape(4, 3)
+    norms *= np.linalg.norm(params["o"], axis=-1)
+    np.testing.assert_allclose(found.total["path_norm"], norms.sum(), rtol=1e-5)
+    (kernel,) = (leaf for leaf in found.leaves if leaf.path == "qkv")
+    assert (kernel.units, kernel.alive) == (12, 5)
+    assert "5 of 12 in 1 group " in str(found)
+    assert "2 of 4 in 1 group " in str(found)
+    figure = found.figure()
+    labels = [text.get_text() for text in figure.axes[1].get_yticklabels()]
+    assert sorted(labels) == ["qkv (12)", "qkv (4)"]
+
+
+def test_no_two_groups_share_a_name():
+    params, groups = fused_groups()
+    names = {"qkv -> o (units 4)", "qkv -> o (units 4 x 3)"}
+    assert {group.name for group in report(params, groups).groups} == names
+    small = compact(params, groups, keep="qkv")
+    assert {kept.group for kept in small.kept} == names
+    assert {group["name"] for group in small.manifest["groups"]} == names
+    counts = {kept.group: len(kept.units) for kept in small.kept}
+    assert counts == {"qkv -> o (units 4)": 2, "qkv -> o (units 4 x 3)": 7}
+
+
+def test_groups_that_follow_each_other_are_all_counted():
+    params, pairs = deep(4)
+    found = report(params, pairs)
+    assert found.total["units"] == 6 * len(pairs)
+    assert not any(group.composed for group in found.groups)

@@ -1,11 +1,19 @@
 """The report as a figure: weights, units, path norms."""
 
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from volax.compress._kinds import PARAMETER
 from volax.compress._table import percent, short
+
+if TYPE_CHECKING:  # Matplotlib is an extra, and the report draws by this module
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from volax.compress.report import GroupReport, Report
 
 _INK, _MUTED, _GRID = "#1f2937", "#9ca3af", "#e5e7eb"
 _BLUE, _PALE, _WALL = "#2563eb", "#dbeafe", "#c2410c"
@@ -13,7 +21,7 @@ _NAMED = 16  # as many layers as can be named beside their bars
 _LEGEND = 6
 
 
-def figure(report: Any) -> Any:
+def figure(report: "Report") -> "Figure":
     """Draws a report.
 
     Args:
@@ -42,7 +50,7 @@ def figure(report: Any) -> Any:
     return drawn
 
 
-def _titled(axes: Any, title: str, under: str) -> None:
+def _titled(axes: "Axes", title: str, under: str) -> None:
     axes.set_title(
         title, loc="left", fontsize=11, fontweight="bold", color=_INK, pad=22
     )
@@ -51,7 +59,7 @@ def _titled(axes: Any, title: str, under: str) -> None:
     )  # fmt: skip
 
 
-def _weights(axes: Any, report: Any) -> None:
+def _weights(axes: "Axes", report: "Report") -> None:
     """Histogram of the weights, on a logarithmic scale, with the wall drawn in."""
     edges, counts = (np.asarray(x) for x in report.histogram)
     middle = (edges[1:] + edges[:-1]) / 2
@@ -78,13 +86,15 @@ def _weights(axes: Any, report: Any) -> None:
     _titled(axes, "Weights", under)
 
 
-def _alive(axes: Any, report: Any) -> None:
+def _alive(axes: "Axes", report: "Report") -> None:
     """Units alive by layer: bars with names, or one line where the layers are many."""
     groups, total = report.groups, report.total
+    layers = sum(not g.composed for g in groups)
     _titled(
         axes,
         "Units alive",
-        f"{total['alive']:,} of {total['units']:,} in {len(groups)} layers",
+        f"{total['alive']:,} of {total['units']:,} in {layers} "
+        f"layer{'s' * (layers != 1)}",
     )
     if len(groups) > _NAMED:
         share = [100 * g.alive / max(g.units, 1) for g in groups]
@@ -108,7 +118,7 @@ def _alive(axes: Any, report: Any) -> None:
             fontsize=8.5,
             color=_INK,
         )
-    axes.set_yticks(rows, [_short_name(g.name) for g in groups])
+    axes.set_yticks(rows, _labels(groups))
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlim(0, 1.22 * widest)
     axes.set_xlabel("units", fontsize=9, color=_INK)
@@ -117,7 +127,7 @@ def _alive(axes: Any, report: Any) -> None:
     axes.grid(axis="x", color=_GRID)
 
 
-def _path_norms(axes: Any, report: Any) -> None:
+def _path_norms(axes: "Axes", report: "Report") -> None:
     """Path norm of the units, sorted within each layer; units at zero are left out."""
     from matplotlib import colormaps
 
@@ -128,7 +138,7 @@ def _path_norms(axes: Any, report: Any) -> None:
     colors = colormaps["viridis"](np.linspace(0.05, 0.82, len(groups)))
     named = len(groups) <= _LEGEND
     drawn = False
-    for group, color in zip(groups, colors):
+    for group, label, color in zip(groups, _labels(groups), colors):
         norms = np.asarray([x for x in group.path_norms if x > 0])
         if norms.size:
             drawn = True
@@ -141,7 +151,7 @@ def _path_norms(axes: Any, report: Any) -> None:
                 alpha=1.0 if named else 0.7,
                 marker="o" if named and norms.size <= 16 else None,
                 markersize=3.5,
-                label=_short_name(group.name),
+                label=label,
             )
     if drawn:
         axes.set_yscale("log")
@@ -155,7 +165,7 @@ def _path_norms(axes: Any, report: Any) -> None:
     _titled(axes, "Path norm", f"sum {report.total['path_norm']:.3g}{order}")
 
 
-def _path_norm_bands(axes: Any, report: Any) -> None:
+def _path_norm_bands(axes: "Axes", report: "Report") -> None:
     """Path norms by layer: the middle of its live units, and most of them."""
     steps = np.arange(len(report.groups))
     bands = np.full((3, len(steps)), np.nan)
@@ -177,7 +187,7 @@ def _path_norm_bands(axes: Any, report: Any) -> None:
     )
 
 
-def _zeros(axes: Any, report: Any) -> None:
+def _zeros(axes: "Axes", report: "Report") -> None:
     """Share of zeros by array, where no groups were given."""
     weights = [leaf for leaf in report.leaves if leaf.kind == PARAMETER]
     leaves = [leaf for leaf in weights if len(leaf.shape) > 1] or weights
@@ -198,6 +208,16 @@ def _zeros(axes: Any, report: Any) -> None:
     axes.set_xlim(0, 100)
     axes.set_xlabel("% zero", fontsize=9, color=_INK)
     axes.tick_params(axis="y", length=0)
+
+
+def _labels(groups: "Sequence[GroupReport]") -> list[str]:
+    """The short names; with the count of the units where that of another is alike."""
+    names = [_short_name(g.name) for g in groups]
+    alike = Counter(names)
+    return [
+        f"{name} ({group.units})" if alike[name] > 1 else name
+        for name, group in zip(names, groups)
+    ]
 
 
 def _short_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
@@ -22,6 +23,7 @@ class Plan:
 
     Attributes:
       groups: the fitted groups.
+      names: of the groups, no two alike.
       stay: for each group the units that stay, bool of its ``sizes``.
       gone: for each group the units that nothing needs, a few of which may stay.
       unread: those of them that went because nothing reads them.
@@ -30,11 +32,35 @@ class Plan:
     """
 
     groups: tuple[Group, ...]
+    names: tuple[str, ...]
     stay: tuple[np.ndarray, ...]
     gone: tuple[np.ndarray, ...]
     unread: tuple[np.ndarray, ...]
     kept: tuple[Kept, ...]
     folded: dict[str, np.ndarray]
+
+
+def names_of(groups: Sequence[Group]) -> tuple[str, ...]:
+    """A name for each group; the units of heads and of their channels tell them apart.
+
+    Args:
+      groups: fitted groups.
+
+    Returns:
+      Producers and consumers; where other groups have the same, the units too, and
+      where these agree as well, a number.
+    """
+    names = [group.name for group in groups]
+    shared = {name for name, count in Counter(names).items() if count > 1}
+    for k, group in enumerate(groups):
+        if names[k] in shared:
+            names[k] += f" (units {' x '.join(map(str, group.sizes))})"
+    alike, seen = Counter(names), Counter()
+    for k, name in enumerate(names):
+        if alike[name] > 1:
+            seen[name] += 1
+            names[k] = f"{name} number {seen[name]}"
+    return tuple(names)
 
 
 def fitted(
@@ -162,8 +188,8 @@ def plan(
     Returns:
       The plan.
     """
-    names = {m.path for g in groups for m in g.carriers}
-    held = {path: np.asarray(leaves[path]) for path in names}
+    paths = {m.path for g in groups for m in g.carriers}
+    held = {path: np.asarray(leaves[path]) for path in paths}
     shapes = {path: leaf.shape for path, leaf in held.items()}
     # Biases beside a consumer may take a constant over.
     beside = {k: np.asarray(v) for k, v in leaves.items() if _is_vector(v)}
@@ -216,6 +242,7 @@ def plan(
                 gone[k] |= new
                 unread[k] |= new & judged.unread
                 changed = True
+    names = names_of(groups)
     stay, kept = [], []
     for k, group in enumerate(groups):
         judged = _dead.judge(group, work)
@@ -226,12 +253,18 @@ def plan(
         if (dead := judged.dead(group) & forced[k] & ~gone[k]).any():
             said.append((dead, "named in keep"))
         kept += [
-            Kept(group.name, tuple(np.flatnonzero(which).tolist()), why)
+            Kept(names[k], tuple(np.flatnonzero(which).tolist()), why)
             for which, why in said
             if which.any()
         ]
     return Plan(
-        tuple(groups), tuple(stay), tuple(gone), tuple(unread), tuple(kept), folded
+        groups=tuple(groups),
+        names=names,
+        stay=tuple(stay),
+        gone=tuple(gone),
+        unread=tuple(unread),
+        kept=tuple(kept),
+        folded=folded,
     )
 
 

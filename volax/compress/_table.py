@@ -3,13 +3,17 @@
 import dataclasses
 import math
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from volax._text import aligned
 from volax.compress._kinds import PARAMETER
 
+if TYPE_CHECKING:  # it prints by this module
+    from volax.compress.report import GroupReport, LeafReport, Report
 
-def text(report: Any, rows: int) -> str:
+
+def text(report: "Report", rows: int) -> str:
     """The table of the arrays and the lines of the totals.
 
     Args:
@@ -61,7 +65,7 @@ def short(count: float) -> str:
     return f"{count:,.0f}"
 
 
-def _totals(report: Any) -> list[str]:
+def _totals(report: "Report") -> list[str]:
     total = report.total
     lines = [
         (
@@ -73,15 +77,13 @@ def _totals(report: Any) -> list[str]:
     if total["at_wall"] is not None:
         lines.append(("at the wall", percent(total["at_wall"], total["bounded"])))
     if report.groups:
-        dead = sum(g.unread for g in report.groups), sum(g.unfed for g in report.groups)
-        lines += [
-            (
-                "units alive",
-                f"{total['alive']:,} of {total['units']:,} in {len(report.groups)} "
-                f"groups (dead: {dead[0]:,} nothing reads, {dead[1]:,} nothing feeds)",
-            ),
-            ("path norm", f"{total['path_norm']:.4g}"),
-        ]
+        whole = [g for g in report.groups if g.composed]
+        lines.append(
+            ("units alive", _alive([g for g in report.groups if not g.composed]))
+        )
+        if whole:
+            lines.append(("made of these", _alive(whole)))
+        lines.append(("path norm", f"{total['path_norm']:.4g}"))
     counted = "" if report.traced else " (one a weight of a matrix)"
     lines += [
         ("bytes", f"{total['bytes']:,}"),
@@ -108,9 +110,19 @@ def _totals(report: Any) -> list[str]:
     return aligned(lines)
 
 
-def _alike(leaves: Any) -> list[Any]:
+def _alive(groups: "Sequence[GroupReport]") -> str:
+    """How many units of some groups are alive, and why the others are not."""
+    alive, units = sum(g.alive for g in groups), sum(g.units for g in groups)
+    unread, unfed = sum(g.unread for g in groups), sum(g.unfed for g in groups)
+    return (
+        f"{alive:,} of {units:,} in {len(groups)} group{'s' * (len(groups) != 1)} "
+        f"(dead: {unread:,} nothing reads, {unfed:,} nothing feeds)"
+    )
+
+
+def _alike(leaves: "Sequence[LeafReport]") -> "list[LeafReport]":
     """One row for all arrays whose paths differ in numbers alone."""
-    found: dict[tuple[str, str], list[Any]] = {}
+    found: dict[tuple[str, str], list[LeafReport]] = {}
     for leaf in leaves:
         alike = re.sub(r"\d+", "*", leaf.path), leaf.kind
         found.setdefault(alike, []).append(leaf)
@@ -120,8 +132,10 @@ def _alike(leaves: Any) -> list[Any]:
     ]
 
 
-def _merged(path: str, rows: list[Any]) -> Any:
-    def summed(name: str) -> Any:
+def _merged(path: str, rows: "list[LeafReport]") -> "LeafReport":
+    """The row of several arrays; a shape that differs among them is ``None``."""
+
+    def summed(name: str) -> int | None:
         values = [v for r in rows if (v := getattr(r, name)) is not None]
         return sum(values) if values else None
 

@@ -216,7 +216,7 @@ def compact(
         if done.why:
             raise ValueError(
                 f"compact: {done.why}{run.hint()}; keep=... leaves groups as they are; "
-                f"cut were {_cut_names(found, done.planned)}"
+                f"cut were {_cut_names(done.planned)}"
             )
     made, after = done.planned, done.after
     refused = groups.refused if isinstance(groups, Groups) else ()
@@ -418,9 +418,10 @@ def _optimizer(opt_state: Any, gone: Cuts, shapes: _nnx.Shapes) -> Any:
 
 def _kept(planned: Plan, after: Cutting) -> tuple[Kept, ...]:
     """What was kept, without the units that went along with those of another group."""
-    left: dict[str, set[int]] = {}
-    for group, numbers in zip(planned.groups, after.left):
-        left.setdefault(group.name, set()).update(numbers.reshape(-1).tolist())
+    left = {
+        name: set(numbers.reshape(-1).tolist())
+        for name, numbers in zip(planned.names, after.left)
+    }
     found = (
         dataclasses.replace(
             kept, units=tuple(u for u in kept.units if u in left[kept.group])
@@ -430,8 +431,8 @@ def _kept(planned: Plan, after: Cutting) -> tuple[Kept, ...]:
     return tuple(kept for kept in found if kept.units)
 
 
-def _cut_names(groups: tuple[Group, ...], planned: Plan) -> str:
-    names = [g.name for g, s in zip(groups, planned.stay) if not s.all()]
+def _cut_names(planned: Plan) -> str:
+    names = [name for name, s in zip(planned.names, planned.stay) if not s.all()]
     more = [f"and {len(names) - 5} more"] * (len(names) > 5)
     return "; ".join(names[:5] + more)
 
@@ -456,12 +457,12 @@ def _manifest(
         "shapes": {path: list(shape) for path, shape in after.shapes.items()},
         "groups": [
             {
-                "name": group.name,
+                "name": name,
                 "units": list(group.sizes),
                 "left": left.shape[-1],
                 "removed": np.setdiff1d(np.arange(group.size), left).tolist(),
             }
-            for group, left in zip(planned.groups, after.left)
+            for name, group, left in zip(planned.names, planned.groups, after.left)
         ],
         "kept": [
             {"group": k.group, "units": list(k.units), "reason": k.reason}

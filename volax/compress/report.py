@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from volax.compress._measure import histogram, measures, stable_rank
 from volax.compress._plan import fitted, plan
 from volax.compress.packing import Packed, is_packed
 from volax.compress.quantize import walls_of
+from volax.pairs._layout import unit_indices
 from volax.pairs._path_norm import side_norms
 from volax.pairs.records import Group
 
@@ -41,7 +42,8 @@ class LeafReport:
       largest: the largest size of a weight.
       stable_rank: squared Frobenius norm by squared spectral norm, of the matrix with
         the last axis as its columns; ``None`` for vectors.
-      units: units that it makes, or ``None``.
+      units: units that it makes, or ``None``; those that others are made of, if it
+        makes both, as channels and heads.
       alive: units among them that are not dead.
       bytes: as stored.
       multiply_adds: in one run on the given inputs; without a model, one a weight of a
@@ -72,12 +74,14 @@ class GroupReport:
     """The units of one group.
 
     Attributes:
-      name: producers and consumers.
+      name: producers and consumers, and the units where another group has the same.
       units: number of units.
       alive: units that are not dead.
       unread: dead units whose outgoing weights are all zero.
       unfed: dead units whose incoming weights and biases are all zero.
       path_norms: norm of the incoming times norm of the outgoing weights, sorted.
+      composed: whether its units are made of those of another group, as heads are of
+        channels; such a group is in no sum, where it would count twice.
     """
 
     name: str
@@ -86,6 +90,7 @@ class GroupReport:
     unread: int
     unfed: int
     path_norms: tuple[float, ...]
+    composed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,15 +130,16 @@ class Report:
         walls = [x.at_wall for x in weights if x.at_wall is not None]
         bounded = sum(x.size for x in weights if x.at_wall is not None)
         others = self.multiply_adds - sum(x.multiply_adds for x in self.leaves)
+        groups = [g for g in self.groups if not g.composed]
         return {
             "size": sum(x.size for x in weights),
             "zeros": sum(x.zeros for x in weights),
             "at_wall": sum(walls) if walls else None,
             "bounded": bounded if walls else None,
             "norm": math.sqrt(sum(x.norm**2 for x in weights)),
-            "path_norm": sum(sum(g.path_norms) for g in self.groups),
-            "units": sum(g.units for g in self.groups),
-            "alive": sum(g.alive for g in self.groups),
+            "path_norm": sum(sum(g.path_norms) for g in groups),
+            "units": sum(g.units for g in groups),
+            "alive": sum(g.alive for g in groups),
             "bytes": sum(x.bytes for x in weights),
             "multiply_adds": self.multiply_adds,
             "left": sum(x.left for x in weights),
@@ -249,11 +255,7 @@ def report(
     apart = {path for path, k in kind.items() if k == STATE and not runs}
     found = fitted(() if groups is None else groups, arrays, "report", apart)
     units, left = _units(found, arrays, _nnx.owners(params))
-    rows, made = [], {}
-    for group, row in zip(found, units):
-        for member in group.producers:
-            before = made.get(member.path, (0, 0))
-            made[member.path] = (before[0] + row.units, before[1] + row.alive)
+    rows, made = [], _made(found, units)
     for path, array in arrays.items():
         wall = walls.get(path) if _is_real(array) else None
         wall = None if wall is None or not np.isfinite(wall).any() else wall
@@ -305,7 +307,8 @@ def _units(
     )
     shapes = {k: v.shape for k, v in arrays.items()}
     rows = []
-    for group, gone, unread in zip(groups, planned.gone, planned.unread):
+    judged = zip(groups, planned.names, planned.gone, planned.unread)
+    for group, name, gone, unread in judged:
         norms = side_norms(group.producers, group.sizes, arrays) * side_norms(  # pyright: ignore
             group.consumers,
             group.sizes,
@@ -313,17 +316,63 @@ def _units(
         )
         rows.append(
             GroupReport(
-                name=group.name,
+                name=name,
                 units=group.size,
                 alive=int((~gone).sum()),
                 unread=int(unread.sum()),
                 unfed=int((gone & ~unread).sum()),
                 path_norms=tuple(np.sort(np.asarray(norms).reshape(-1))[::-1].tolist()),
+                composed=_is_composed(group, groups, shapes),
             )
         )
     after = cutting(groups, planned.stay, shapes)
     left = {path: math.prod(after.shapes[path]) for path in after.cuts}
     return tuple(rows), left
+
+
+def _made(
+    groups: Sequence[Group], units: Sequence[GroupReport]
+) -> dict[str, tuple[int, int]]:
+    """How many units each producer makes, and how many of them are alive."""
+    made: dict[str, tuple[int, int]] = {}
+    for composed in (False, True):
+        found: dict[str, tuple[int, int]] = {}
+        for group, row in zip(groups, units):
+            for member in group.producers if row.composed == composed else ():
+                count, alive = found.get(member.path, (0, 0))
+                found[member.path] = (count + row.units, alive + row.alive)
+        made = found | made
+    return made
+
+
+def _is_composed(
+    group: Group, groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]
+) -> bool:
+    """Whether the units of another group are parts of this one's in a producer.
+
+    Heads ``[heads]`` and channels ``[heads, size]`` of one kernel are such groups: each
+    channel's entries of the kernel are entries of one head.
+    """
+    for part in groups:
+        for member in part.producers if part.size > group.size else ():
+            shape = shapes[member.path]
+            carrying = sorted(a.axis for a in member.axes)
+            # The unit of this group at each entry of the part's axes, -1 for none.
+            unit_of = np.full([shape[a] for a in carrying], -1)
+            for whole in group.producers:
+                axes = {a.axis for a in whole.axes}
+                if whole.path != member.path or not axes <= set(carrying):
+                    continue
+                own = np.full(math.prod(shape[a] for a in axes), -1)
+                own[unit_indices(whole, group.sizes, shape)[0]] = np.arange(group.size)[
+                    :, None
+                ]
+                own = own.reshape([shape[a] if a in axes else 1 for a in carrying])
+                unit_of = np.maximum(unit_of, own)
+            units = unit_of.reshape(-1)[unit_indices(member, part.sizes, shape)[0]]
+            if (units >= 0).all() and (units == units[:, :1]).all():
+                return True
+    return False
 
 
 def _leaf(
