@@ -19,6 +19,8 @@ from jax.extend import core
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from volax.pairs._trace.bodies import all_eqns
+
 
 def primitives(*names: str) -> Iterator[core.Primitive]:
     """The listed primitives of these names, leaving out what this version lacks."""
@@ -34,15 +36,8 @@ def _primitive_of(fn: Callable[..., Any], name: str) -> core.Primitive | None:
     with ThreadPoolExecutor(1) as apart:
         x = jax.ShapeDtypeStruct((2, 2), jnp.float32)
         jaxpr = apart.submit(trace, x).result().jaxpr
-    return next((p for p in _bound(jaxpr) if p.name == name), None)
-
-
-def _bound(jaxpr: core.Jaxpr) -> Iterator[core.Primitive]:
-    """The primitives of a jaxpr and of those inside."""
-    for eqn in jaxpr.eqns:
-        yield eqn.primitive
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from _bound(inner)
+    found = (eqn.primitive for eqn in all_eqns(jaxpr))
+    return next((p for p in found if p.name == name), None)
 
 
 def _mesh(kind: AxisType) -> AbstractMesh:

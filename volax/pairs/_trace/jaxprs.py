@@ -9,6 +9,8 @@ from typing import Any
 
 from jax.extend import core
 
+from volax.pairs._trace.bodies import all_eqns as all_eqns
+from volax.pairs._trace.bodies import bodies as bodies
 from volax.pairs._trace.compat import (
     has_effects,
     primitives,

@@ -21,7 +21,7 @@ import numpy as np
 from jax.extend import core
 
 from volax.pairs._trace.compat import primitives, source_line, written_by_library
-from volax.pairs._trace.jaxprs import CALLS, live_eqns, sub_jaxpr
+from volax.pairs._trace.jaxprs import CALLS, bodies, live_eqns, sub_jaxpr
 from volax.pairs.records import Group
 
 _CASTS = {*primitives("convert_element_type"), *CALLS}
@@ -101,12 +101,9 @@ def _walk(
         if eqn.primitive in CALLS:
             yield from _walk(*sub_jaxpr(eqn), outs)
             continue
-        for inner in eqn.params.values():
-            for sub in inner if isinstance(inner, tuple | list) else (inner,):
-                body = getattr(sub, "jaxpr", sub)
-                if isinstance(body, core.Jaxpr):
-                    every = (True,) * len(body.outvars)
-                    yield from _walk(body, getattr(sub, "consts", ()), every)
+        for param in eqn.params.values():
+            for body, inner in bodies(param):
+                yield from _walk(body, inner, (True,) * len(body.outvars))
 
 
 def _number(value: Any, eqn: core.JaxprEqn) -> Number | None:

@@ -42,6 +42,7 @@ from volax.pairs._trace.jaxprs import (
     CACHED,
     MAPS,
     SCANS,
+    bodies,
     is_followed,
     live_eqns,
     scan_needs,
@@ -556,11 +557,11 @@ class _Walk:
                     self._number(old, new, eqn)
 
     def _equal_param(self, eqn: core.JaxprEqn, name: str, old: Any, new: Any) -> None:
-        bodies = [list(_jaxprs_in(p)) for p in (old, new)]
-        if bodies[0] or bodies[1]:
-            if len(bodies[0]) != len(bodies[1]):
+        inside = [list(bodies(p)) for p in (old, new)]
+        if inside[0] or inside[1]:
+            if len(inside[0]) != len(inside[1]):
                 raise self._differs(f"{eqn.primitive.name} runs something else", eqn)
-            for (a, a_consts), (b, b_consts) in zip(*bodies):
+            for (a, a_consts), (b, b_consts) in zip(*inside):
                 wanted = (True,) * len(a.outvars)
                 self._jaxprs(a, a_consts, b, b_consts, wanted, True)
         elif not _equal(old, new):
@@ -575,13 +576,6 @@ def _axes(value: Value | None) -> Sequence[Term | None]:
     """The terms of a value that some equation other than a call read or made."""
     assert value is not None, "only calls leave out what nobody wants"
     return value.axes
-
-
-def _jaxprs_in(param: Any) -> Iterator[tuple[core.Jaxpr, Sequence[Any]]]:
-    for part in param if isinstance(param, tuple | list) else (param,):
-        body = getattr(part, "jaxpr", part)
-        if isinstance(body, core.Jaxpr):
-            yield body, getattr(part, "consts", ())
 
 
 def _matches(a: Any, b: Any, same: Mapping[Any, Any]) -> bool:
