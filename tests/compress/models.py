@@ -12,7 +12,7 @@ from volax import _paths
 from volax.compress import _dead
 from volax.compress._cut import replaced
 from volax.compress._plan import fitted
-from volax.pairs import Axis, Group, Member
+from volax.pairs import Axis, Member, Written
 
 
 def drawn(seed=0, **shapes):
@@ -103,7 +103,7 @@ def residual(params, x):
 
 
 RESIDUAL = (
-    Group(
+    Written(
         (-1,),
         (at("embed", "producer", 1), at("down", "producer", 1)),
         (at("up", "consumer", -1, 0), at("a", "consumer", -1, 0)),

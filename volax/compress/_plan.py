@@ -14,7 +14,7 @@ from volax import _paths, masks
 from volax.compress import _dead, _refit
 from volax.compress._dead import Kept
 from volax.compress._fold import fold
-from volax.pairs.records import Group
+from volax.pairs.records import Group, Written
 
 
 @dataclasses.dataclass
@@ -82,12 +82,12 @@ def fitted(
       ValueError: something else than groups, a group that does not fit the tree, or
         one weight in two groups.
     """
-    listed = (groups,) if isinstance(groups, Group) else groups
+    listed = (groups,) if isinstance(groups, Written) else groups
     if not isinstance(listed, Iterable):
         raise ValueError(f"{what}: expected groups, got {type(groups).__name__}")
     found = []
     for group in dict.fromkeys(listed):
-        if not isinstance(group, Group):
+        if not isinstance(group, Written):
             raise ValueError(
                 f"{what}: groups must hold records of volax.find_groups or volax.pair, "
                 f"got {type(group).__name__}"

@@ -18,7 +18,7 @@ from volax.compress._dead import Kept
 from volax.compress._kinds import OTHER, PARAMETER, STATE, kinds
 from volax.compress._plan import Plan, fitted, lively, plan
 from volax.compress._proof import Difference, difference, is_finite, tolerance
-from volax.pairs.records import Group
+from volax.pairs.records import Group, Written
 from volax.pairs.result import Groups
 
 
@@ -67,7 +67,7 @@ class Compacted:
 
 def compact(
     params: Any,
-    groups: Group | Iterable[Group],
+    groups: Written | Iterable[Written],
     *,
     state: Any = None,
     opt_state: Any = None,
@@ -152,7 +152,7 @@ def compact(
     shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in source.leaves.items()}
     listed = groups
     if state is not None:
-        every = (groups,) if isinstance(groups, Group) else groups
+        every = (groups,) if isinstance(groups, Written) else groups
         listed = [_in_state(group) for group in every]
     found = fitted(listed, source.leaves, "compact", source.apart)
     run = None if check is None else _Check.of(check, source.is_module, state)
@@ -273,9 +273,9 @@ _tolerance = tolerance
 _STATE = "state/"
 
 
-def _in_state(group: Group) -> Group:
+def _in_state(group: Written) -> Written:
     """A group whose statistics are looked up in ``state``."""
-    if not isinstance(group, Group):
+    if not isinstance(group, Written):
         return group
     states = (dataclasses.replace(m, path=_STATE + m.path) for m in group.states)
     return dataclasses.replace(group, states=tuple(states))

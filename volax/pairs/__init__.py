@@ -8,5 +8,6 @@ from volax.pairs.pair import pair as pair
 from volax.pairs.records import Axis as Axis
 from volax.pairs.records import Group as Group
 from volax.pairs.records import Member as Member
+from volax.pairs.records import Written as Written
 from volax.pairs.result import Groups as Groups
 from volax.pairs.result import Refusal as Refusal

@@ -10,7 +10,7 @@ import optax
 from volax import _paths
 from volax._sharding import alike, pinned
 from volax.pairs import _layout
-from volax.pairs.records import Group, Member, as_groups
+from volax.pairs.records import Group, Member, Written, as_groups
 
 
 def side_norms(
@@ -36,7 +36,7 @@ def side_norms(
 
 
 def path_norm(
-    params: optax.Params, pairs: Group | Iterable[Group]
+    params: optax.Params, pairs: Written | Iterable[Written]
 ) -> tuple[jax.Array, ...]:
     r"""The path norm of every unit of every pair.
 

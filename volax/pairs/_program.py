@@ -1,4 +1,4 @@
-"""A program as ``check_groups`` runs it: on the given numbers, varied, and on others."""
+"""A program as ``check_groups`` runs it: arrays drawn or varied, and its outputs."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from volax import _paths
 from volax._sharding import put_like
 from volax.pairs._trace.models import Traceable
-from volax.pairs.records import Group, Member
+from volax.pairs.records import Group, Member, Written
 
 _DRAWS = 3  # of random parameters, at most, until the outputs depend on all units
 _SPREAD = 0.3  # standard deviation by which the given numbers are varied
@@ -59,7 +59,7 @@ class Program:
         """The number of a member's array."""
         return (self._inputs if member.role == "state" else self._params)[member.path]
 
-    def fit(self, group: Group) -> Group:
+    def fit(self, group: Written) -> Group:
         """The group with every size filled in."""
         fitted = group.fit(self._leaves(self._params), "check_groups: group")
         # Group.fit completes what rescaling is about; the rest is completed alike.

@@ -3,6 +3,7 @@
 from typing import Any
 
 from volax.pairs._trace.models import Traceable, traceable
+from volax.pairs.records import Group
 from volax.pairs.result import Groups
 
 
@@ -13,7 +14,7 @@ def find_groups(
     state_outputs: int | tuple[int, ...] = (),
     ignore: Any = (),
     **keywords: Any,
-) -> Groups:
+) -> Groups[Group]:
     """Finds every set of parameter axes that share their units.
 
     The function is traced, not run, and no array is allocated: ``params`` and
@@ -66,7 +67,7 @@ def find_pairs(
     state_outputs: int | tuple[int, ...] = (),
     ignore: Any = (),
     **keywords: Any,
-) -> Groups:
+) -> Groups[Group]:
     """Finds the pairs: groups whose units can be rescaled for free.
 
     Args:
@@ -101,7 +102,7 @@ def find_pairs(
     return _search(given, ignore, "find_pairs").pairs
 
 
-def _search(given: Traceable, ignore: Any, what: str) -> Groups:
+def _search(given: Traceable, ignore: Any, what: str) -> Groups[Group]:
     # The tracer needs jax.extend, which costs a tenth of the import of Optax.
     from volax.pairs._trace.search import search
 

@@ -1,20 +1,22 @@
 """Pairs written down by hand, by the key paths of their weights."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 
-from volax.pairs.records import Axis, Group, Member
+from volax.pairs.records import OPEN, Axis, Member, Written
 
-_DEFAULT = 1 << 30  # an axis left to the role's default
+# An axis that :func:`pair` chooses by the role of the member: no array has so many.
+_BY_ROLE = sys.maxsize
 
 
 def member(
     path: str,
     axis: int | None = None,
     *,
-    offset: int = -1,
+    offset: int = OPEN,
     positions: int = 1,
-    stride: int = -1,
+    stride: int = OPEN,
 ) -> Member:
     """Says where the units lie in a parameter, for :func:`pair`.
 
@@ -42,16 +44,16 @@ def member(
       >>> member("head/kernel", positions=49).axes[0].sizes
       (49, -1)
     """
-    if offset < -1 or positions < 1 or stride == 0 or stride < -1:
+    if offset < OPEN or positions < 1 or stride == 0 or stride < OPEN:
         raise ValueError(
             f"member {path!r}: expected offset >= 0, positions >= 1 and stride >= 1, "
             f"got offset={offset}, positions={positions}, stride={stride}"
         )
-    spread = positions > 1 or stride != -1
+    spread = positions > 1 or stride != OPEN
     layout = Axis(
-        axis if axis is not None else _DEFAULT,
-        max(offset, 0) if stride != -1 else offset,
-        (positions, -1) if spread else (-1,),
+        axis if axis is not None else _BY_ROLE,
+        max(offset, 0) if stride != OPEN else offset,
+        (positions, OPEN) if spread else (OPEN,),
         (stride, 1) if spread else (1,),
         (None, 0) if spread else (0,),
     )
@@ -66,7 +68,7 @@ def pair(
     scale: str | Member | None = None,
     output_bias: str | Sequence[str] = (),
     layers: int = 0,
-) -> Group:
+) -> Written:
     """Writes down a pair by hand: the incoming and outgoing weights of ReLU units.
 
     Args:
@@ -83,8 +85,8 @@ def pair(
         them; one unit is then one channel of one layer.
 
     Returns:
-      A :class:`Group` with ``homogeneous=True``; sizes are filled in by the first tree
-      it meets.
+      A record with ``homogeneous=True``, whose sizes are read off the parameters where
+      it is used; its ``fit`` makes a :class:`Group`, whose sizes are known.
 
     Raises:
       ValueError: no consumer, or one parameter on both sides.
@@ -101,8 +103,8 @@ def pair(
     def made(what: str | Member | None, role: str, degree: int) -> tuple[Member, ...]:
         return () if what is None else (_role(what, role, degree, layers),)
 
-    group = Group(
-        sizes=(-1,) * (layers + 1),
+    group = Written(
+        sizes=(OPEN,) * (layers + 1),
         producers=made(producer, "producer", 1),
         consumers=tuple(_role(c, "consumer", -1, layers) for c in listed),
         biases=made(bias, "bias", 1),
@@ -119,10 +121,10 @@ def _role(what: str | Member, role: str, degree: int, layers: int) -> Member:
     """Gives a member its role, its default axis and its leading layer axes."""
     given = member(what) if isinstance(what, str) else what
     (layout,) = given.axes
-    if layout.axis == _DEFAULT:
+    if layout.axis == _BY_ROLE:
         layout = dataclasses.replace(layout, axis=-2 if role == "consumer" else -1)
     layout = dataclasses.replace(
         layout, units=tuple(None if u is None else layers for u in layout.units)
     )
-    stacked = tuple(Axis(k, -1, units=(k,)) for k in range(layers))
+    stacked = tuple(Axis(k, OPEN, units=(k,)) for k in range(layers))
     return Member(given.path, role, degree, (*stacked, layout))

@@ -29,6 +29,8 @@ from volax import _paths
 # Names of what no caller handed in and still may lie along units.
 CAPTURED, RANDOM = "a captured array", "random numbers"
 
+OPEN = -1  # a size, stride or offset that only the tree tells
+
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
@@ -46,7 +48,7 @@ class Axis:
 
     axis: int
     offset: int = 0
-    sizes: tuple[int, ...] = (-1,)
+    sizes: tuple[int, ...] = (OPEN,)
     strides: tuple[int, ...] = (1,)
     units: tuple[int | None, ...] = (0,)
 
@@ -57,8 +59,8 @@ class Axis:
             self,
             axis=self.axis % ndim if -ndim <= self.axis < ndim else self.axis,
             offset=max(self.offset, 0),
-            sizes=tuple(o if s == -1 else s for s, o in zip(self.sizes, own)),
-            strides=tuple(sizes[-1] if s == -1 else s for s in self.strides),
+            sizes=tuple(o if s == OPEN else s for s, o in zip(self.sizes, own)),
+            strides=tuple(sizes[-1] if s == OPEN else s for s in self.strides),
         )
 
     def indices(self) -> np.ndarray:
@@ -100,7 +102,96 @@ class Member:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class Written:
+    """A record as :func:`volax.pair` writes it, with sizes that only a tree tells.
+
+    A dense pair says that the units lie along the last axis of one kernel and the last
+    but one of another, ``[in, units]`` and ``[units, out]``, and not how many they are:
+    ``sizes`` is then ``(-1,)``. What computes with units takes the :class:`Group` that
+    :meth:`fit` makes of it. The attributes are those of a group.
+
+    Example:
+      >>> import jax.numpy as jnp, volax
+      >>> pair = volax.pair("w1", "w2")
+      >>> pair.fit({"w1": jnp.ones((3, 8)), "w2": jnp.ones((8, 2))}).sizes
+      (8,)
+    """
+
+    sizes: tuple[int, ...]
+    producers: tuple[Member, ...]
+    consumers: tuple[Member, ...]
+    biases: tuple[Member, ...] = ()
+    scales: tuple[Member, ...] = ()
+    states: tuple[Member, ...] = dataclasses.field(default=(), compare=False)
+    output_biases: tuple[Member, ...] | None = dataclasses.field(
+        default=None, compare=False
+    )
+    homogeneous: bool = True
+    through: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    fixed: tuple[Member, ...] = dataclasses.field(default=(), compare=False)
+    constants: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    keeps_zero: bool | None = dataclasses.field(default=None, compare=False)
+    carries: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    note: str = dataclasses.field(default="", compare=False)
+    source: str | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The members that a rescaling of the units is about."""
+        return self.producers + self.biases + self.scales + self.consumers
+
+    @property
+    def carriers(self) -> tuple[Member, ...]:
+        """Everything that has to be cut together, statistics included."""
+        return self.members + self.fixed + self.states
+
+    @property
+    def name(self) -> str:
+        """Producers and consumers in one line, for messages."""
+        sides = (self.producers, self.consumers)
+        return " -> ".join(", ".join(m.path for m in side) for side in sides)
+
+    def fit(self, leaves: Mapping[str, Any], what: str = "pair") -> "Group":
+        """Completes and checks the record against the parameters of a tree.
+
+        Args:
+          leaves: arrays (or their shapes as ``jax.ShapeDtypeStruct``) by key path.
+          what: how to call the record in errors.
+
+        Returns:
+          The record with every size filled in; of a group, an equal one.
+
+        Raises:
+          ValueError: a path is not in the tree, an axis does not exist, or the number
+            of units differs between members.
+        """
+        for member in (*self.members, *(self.output_biases or ())):
+            if member.path not in leaves:
+                raise ValueError(
+                    f"{what} {self.name}: {member.role} {member.path!r} is not in the "
+                    f"tree; {_paths.nearest(member.path, leaves)}"
+                )
+        sizes = self.sizes
+        if OPEN in sizes:
+            sizes = _unit_sizes(
+                self.producers[0], jnp.shape(leaves[self.producers[0].path])
+            )
+
+        def fitted(members: tuple[Member, ...]) -> tuple[Member, ...]:
+            return tuple(
+                _fit(m, sizes, jnp.shape(leaves[m.path]), f"{what} {self.name}")
+                for m in members
+            )
+
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        given["sizes"] = sizes
+        for side in ("producers", "consumers", "biases", "scales"):
+            given[side] = fitted(given[side])
+        return Group(**given)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group(Written):
     """Parameter axes that share their units and can only be cut together.
 
     Attributes:
@@ -131,85 +222,17 @@ class Group:
     tracer found out (``states``, ``through`` and all after it) is not compared.
     """
 
-    sizes: tuple[int, ...]
-    producers: tuple[Member, ...]
-    consumers: tuple[Member, ...]
-    biases: tuple[Member, ...] = ()
-    scales: tuple[Member, ...] = ()
-    states: tuple[Member, ...] = dataclasses.field(default=(), compare=False)
-    output_biases: tuple[Member, ...] | None = dataclasses.field(
-        default=None, compare=False
-    )
-    homogeneous: bool = True
-    through: tuple[str, ...] = dataclasses.field(default=(), compare=False)
-    fixed: tuple[Member, ...] = dataclasses.field(default=(), compare=False)
-    constants: tuple[str, ...] = dataclasses.field(default=(), compare=False)
-    keeps_zero: bool | None = dataclasses.field(default=None, compare=False)
-    carries: tuple[str, ...] = dataclasses.field(default=(), compare=False)
-    note: str = dataclasses.field(default="", compare=False)
-    source: str | None = dataclasses.field(default=None, compare=False)
-
     @property
     def size(self) -> int:
         """The number of units."""
         return math.prod(self.sizes)
 
-    @property
-    def members(self) -> tuple[Member, ...]:
-        """The members that a rescaling of the units is about."""
-        return self.producers + self.biases + self.scales + self.consumers
-
-    @property
-    def carriers(self) -> tuple[Member, ...]:
-        """Everything that has to be cut together, statistics included."""
-        return self.members + self.fixed + self.states
-
-    @property
-    def name(self) -> str:
-        """Producers and consumers in one line, for messages."""
-        sides = (self.producers, self.consumers)
-        return " -> ".join(", ".join(m.path for m in side) for side in sides)
-
-    def fit(self, leaves: Mapping[str, Any], what: str = "pair") -> "Group":
-        """Completes and checks the record against the parameters of a tree.
-
-        Args:
-          leaves: arrays (or their shapes as ``jax.ShapeDtypeStruct``) by key path.
-          what: how to call the record in errors.
-
-        Returns:
-          The record with every size filled in; a complete record returns unchanged.
-
-        Raises:
-          ValueError: a path is not in the tree, an axis does not exist, or the number
-            of units differs between members.
-        """
-        for member in (*self.members, *(self.output_biases or ())):
-            if member.path not in leaves:
-                raise ValueError(
-                    f"{what} {self.name}: {member.role} {member.path!r} is not in the "
-                    f"tree; {_paths.nearest(member.path, leaves)}"
-                )
-        sizes = self.sizes
-        if -1 in sizes:
-            sizes = _unit_sizes(
-                self.producers[0], jnp.shape(leaves[self.producers[0].path])
+    def __post_init__(self):
+        if OPEN in self.sizes:
+            raise ValueError(
+                f"group {self.name}: the number of units has to be given, got sizes "
+                f"{self.sizes}; volax.pairs.Written leaves it to the tree"
             )
-
-        def fitted(members: tuple[Member, ...]) -> tuple[Member, ...]:
-            return tuple(
-                _fit(m, sizes, jnp.shape(leaves[m.path]), f"{what} {self.name}")
-                for m in members
-            )
-
-        return dataclasses.replace(
-            self,
-            sizes=sizes,
-            producers=fitted(self.producers),
-            consumers=fitted(self.consumers),
-            biases=fitted(self.biases),
-            scales=fitted(self.scales),
-        )
 
 
 def cannot_cut(carries: Sequence[str]) -> str:
@@ -231,7 +254,7 @@ def _unit_sizes(producer: Member, shape: tuple[int, ...]) -> tuple[int, ...]:
         if -len(shape) <= axis.axis < len(shape):
             for size, unit in zip(axis.sizes, axis.units):
                 if unit is not None:
-                    sizes[unit] = shape[axis.axis] if size == -1 else size
+                    sizes[unit] = shape[axis.axis] if size == OPEN else size
     return tuple(sizes.get(k, 1) for k in range(len(producer.axes)))
 
 
@@ -255,7 +278,7 @@ def _fit(
         last = int(axis.indices().max(initial=0))
         counts = [s for s, u in zip(axis.sizes, axis.units) if u is not None]
         units = [sizes[u] for u in axis.units if u is not None]
-        covers = extent == length or written.offset >= 0
+        covers = extent == length or written.offset != OPEN
         if last >= length or counts != units or not covers:
             positions = extent // max(math.prod(units), 1)
             raise ValueError(
@@ -270,7 +293,7 @@ def _fit(
 
 def _hint(written: Axis) -> str:
     """What to do where an axis does not fit its parameter."""
-    if written.offset < 0 or -1 in (*written.sizes, *written.strides):
+    if written.offset == OPEN or OPEN in (*written.sizes, *written.strides):
         return (
             "; volax.member(path, axis, offset=..., positions=...) describes a "
             "flattened or concatenated axis"
@@ -281,25 +304,25 @@ def _hint(written: Axis) -> str:
     )
 
 
-def as_groups(pairs: Any, what: str) -> tuple[Group, ...]:
+def as_groups(pairs: Written | Iterable[Written], what: str) -> tuple[Written, ...]:
     """The pairs of an argument as a tuple, checked to be homogeneous.
 
     Args:
-      pairs: one :class:`Group`, or an iterable of them.
+      pairs: one record, or an iterable of them.
       what: who asks, for errors.
 
     Returns:
-      The groups.
+      The records.
 
     Raises:
       ValueError: something else than a pair, or nothing at all.
     """
-    groups = (pairs,) if isinstance(pairs, Group) else pairs
+    groups = (pairs,) if isinstance(pairs, Written) else pairs
     groups = tuple(groups) if isinstance(groups, Iterable) else (groups,)
     if not groups:
         raise ValueError(f"{what}: pairs is empty, expected at least one pair")
     for group in groups:
-        if not isinstance(group, Group):
+        if not isinstance(group, Written):
             raise ValueError(
                 f"{what}: pairs must hold records of volax.pair or volax.find_pairs, "
                 f"got {type(group).__name__}"

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from volax._text import aligned
-from volax.pairs.records import Axis, Group, Member
+from volax.pairs.records import OPEN, Axis, Group, Member, Written
+
+R = TypeVar("R", bound=Written, covariant=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Refusal:
 
 
 @dataclasses.dataclass(frozen=True)
-class Groups(Sequence):
+class Groups(Sequence[R]):
     """Groups in the order of the parameters: a sequence that prints as a table.
 
     Attributes:
@@ -51,14 +53,14 @@ class Groups(Sequence):
       ?      l1/kernel  l2/kernel
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[R, ...]
     refused: tuple[Refusal, ...] = ()
 
     @overload
-    def __getitem__(self, index: int) -> Group: ...
+    def __getitem__(self, index: int) -> R: ...
     @overload
-    def __getitem__(self, index: slice) -> "Groups": ...
-    def __getitem__(self, index: int | slice) -> "Group | Groups":
+    def __getitem__(self, index: slice) -> "Groups[R]": ...
+    def __getitem__(self, index: int | slice) -> "R | Groups[R]":
         if isinstance(index, slice):
             return dataclasses.replace(self, groups=self.groups[index])
         return self.groups[index]
@@ -66,11 +68,11 @@ class Groups(Sequence):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __iter__(self) -> Iterator[Group]:
+    def __iter__(self) -> Iterator[R]:
         return iter(self.groups)
 
     @property
-    def pairs(self) -> "Groups":
+    def pairs(self) -> "Groups[R]":
         """The groups that are pairs; the others are listed as refused."""
         others = tuple(
             Refusal(g.note or "not a pair", m.path, _first_axis(m), g.source)
@@ -90,7 +92,7 @@ class Groups(Sequence):
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Groups":
+    def from_json(cls, text: str) -> "Groups[Written]":
         """Reads what :meth:`to_json` wrote.
 
         Args:
@@ -106,7 +108,7 @@ class Groups(Sequence):
           True
         """
         data = json.loads(text)
-        return cls(
+        return Groups(
             tuple(_group(g) for g in data["groups"]),
             tuple(Refusal(**r) for r in data["refused"]),
         )
@@ -133,9 +135,9 @@ def _first_axis(member: Member) -> int | None:
     return member.axes[-1].axis if member.axes else None
 
 
-def _rows(group: Group) -> list[tuple[str, str, str, str]]:
+def _rows(group: Written) -> list[tuple[str, str, str, str]]:
     """A group's lines in the table: its first line, then further members."""
-    known = -1 not in group.sizes
+    known = isinstance(group, Group)
     units = " x ".join(map(str, group.sizes)) if known else "?"
     between = " ".join(group.through)
     if not group.homogeneous:
@@ -155,8 +157,8 @@ def _rows(group: Group) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _group(data: dict[str, Any]) -> Group:
-    """A group from its plain form."""
+def _group(data: dict[str, Any]) -> Written:
+    """A group from its plain form, or a record whose sizes are open."""
     fields = dict(data)
     for field in dataclasses.fields(Group):
         value = fields.get(field.name)
@@ -164,7 +166,7 @@ def _group(data: dict[str, Any]) -> Group:
             fields[field.name] = tuple(
                 _member(v) if isinstance(v, dict) else v for v in value
             )
-    return Group(**fields)
+    return (Written if OPEN in fields["sizes"] else Group)(**fields)
 
 
 def _member(data: dict[str, Any]) -> Member:

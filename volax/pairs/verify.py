@@ -8,13 +8,13 @@ import numpy as np
 
 from volax.pairs import _layout, _program
 from volax.pairs._trace.models import traceable
-from volax.pairs.records import Group, Member
+from volax.pairs.records import Group, Member, Written
 
 _ROUNDINGS = 10  # how often the effect of rounding errors a difference may be
 
 
 def check_groups(
-    groups: Group | Iterable[Group],
+    groups: Written | Iterable[Written],
     fn: Any,
     *args: Any,
     state_outputs: int | tuple[int, ...] = (),
@@ -75,7 +75,7 @@ def check_groups(
     given = traceable(fn, args, (), state_outputs, "check_groups", keywords)
     program = _program.Program(given)
     rng = np.random.default_rng(seed)
-    listed = (groups,) if isinstance(groups, Group) else tuple(groups)
+    listed = (groups,) if isinstance(groups, Written) else tuple(groups)
     fitted = [program.fit(group) for group in listed]
     for group in fitted:
         if group.homogeneous:

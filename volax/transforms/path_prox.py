@@ -16,7 +16,7 @@ from volax._numerics import wide
 from volax._sharding import alike, pinned
 from volax.pairs import _layout, records
 from volax.pairs._path_norm import path_norms, side_norms
-from volax.pairs.records import Group
+from volax.pairs.records import Group, Written
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 
@@ -30,7 +30,7 @@ class PathProxState(NamedTuple):
 def path_prox(
     learning_rate: Hyperparameter,
     strength: Hyperparameter,
-    pairs: Group | Iterable[Group],
+    pairs: Written | Iterable[Written],
     *,
     normalize: str = "project",
     balance: bool = False,
@@ -146,7 +146,7 @@ def path_prox(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _present(written: tuple[Group, ...], params: Any) -> tuple[Group, ...]:
+def _present(written: tuple[Written, ...], params: Any) -> tuple[Group, ...]:
     """The pairs fitted to the tree, without those that are masked out as a whole."""
     leaves = _paths.named_leaves(params, absent=True)
     absent = [path for path, leaf in leaves.items() if _paths.is_absent(leaf)]

@@ -100,7 +100,7 @@ class Grouping:
                 found[leaf].add(f"{value.name}, which the function does not read,")
         return {leaf: tuple(sorted(names)) for leaf, names in found.items()}
 
-    def groups(self) -> Groups:
+    def groups(self) -> Groups[Group]:
         """The records of the program."""
         units = [
             Unit(leaf, places)

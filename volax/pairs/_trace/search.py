@@ -20,11 +20,11 @@ from volax.pairs._trace.state import (
 )
 from volax.pairs._trace.tape import DATA, WEIGHT, Tape, Value
 from volax.pairs._trace.widths import Program, marked
-from volax.pairs.records import CAPTURED, RANDOM
+from volax.pairs.records import CAPTURED, RANDOM, Group
 from volax.pairs.result import Groups
 
 
-def search(given: Traceable, what: str, ignore: Any = ()) -> Groups:
+def search(given: Traceable, what: str, ignore: Any = ()) -> Groups[Group]:
     """All groups of a model in one form; ``what`` names who asks, for errors."""
     try:
         closed, result = jax.make_jaxpr(given.fn, return_shape=True)(
