@@ -361,3 +361,31 @@ def test_groups_that_follow_each_other_are_all_counted():
     found = report(params, pairs)
     assert found.total["units"] == 6 * len(pairs)
     assert not any(group.composed for group in found.groups)
+
+
+MOVES = {
+    "split": lambda w: jnp.split(w, 2, axis=1)[0],
+    "transpose and reshape": lambda w: w.T.reshape(w.shape),
+    "reversed": lambda w: w[::-1],
+    "in 16 bits": lambda w: w.astype(jnp.bfloat16).astype(w.dtype),
+    "behind a barrier": jax.lax.optimization_barrier,
+    "in a call": jax.jit(lambda w: w[:2]),
+    "chosen": lambda w: jax.lax.cond(w[0, 0] > 0, lambda w: w, lambda w: w[::-1], w),
+    "looped": lambda w: jax.lax.while_loop(
+        lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1]), (0, w)
+    )[1],
+    "scanned": lambda w: jax.lax.scan(lambda c, _: (c, None), w, length=3)[0],
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_a_moved_weight_is_still_the_weight_of_its_product(move):
+    w, x = jnp.ones((4, 6)), jnp.ones((5, 4))
+
+    def fn(w, x):
+        moved = move(w["w"])
+        return x[:, : moved.shape[0]] @ moved
+
+    rows, columns = jax.eval_shape(move, w).shape
+    (leaf,) = report({"w": w}, fn=fn, inputs=(x,)).leaves
+    assert leaf.multiply_adds == 5 * rows * columns

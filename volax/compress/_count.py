@@ -14,14 +14,21 @@ import jax
 from jax.extend import core
 
 from volax import _paths
+from volax.pairs._trace.compat import primitives, unlisted
+from volax.pairs._trace.jaxprs import SCANS, holds_jaxpr, sub_jaxpr
 
 ACTIVATIONS = "(activations)"
 
+_CONTRACTIONS = set(primitives("dot_general"))
+_CONVOLUTIONS = set(primitives("conv_general_dilated"))
+_LOOPS, _CHOICES = set(primitives("while")), set(primitives("cond"))
 _MOVING = {
-    "convert_element_type", "transpose", "reshape", "broadcast_in_dim", "squeeze",
-    "copy", "slice", "dynamic_slice", "gather", "rev", "expand_dims", "split",
-    "optimization_barrier", "sharding_constraint", "device_put", "copy_p",
-    "reduce_precision",
+    *primitives(
+        "convert_element_type", "transpose", "reshape", "broadcast_in_dim", "squeeze",
+        "copy", "slice", "dynamic_slice", "gather", "rev", "device_put",
+        "sharding_constraint", "reduce_precision",
+    ),
+    *unlisted("split", "optimization_barrier", "reshard"),
 }  # fmt: skip
 
 
@@ -44,8 +51,8 @@ def multiply_adds(fn: Callable[..., Any], params: Any, inputs: Any) -> dict[str,
 
 
 def _count(
-    jaxpr: Any, labels: list[str | None]
-) -> tuple["Counter[str]", list[str | None]]:
+    jaxpr: core.Jaxpr, labels: list[str | None]
+) -> tuple[Counter[str], list[str | None]]:
     """Counts of one jaxpr, and the labels of its results."""
     env = {v: label for v, label in zip(jaxpr.invars, labels) if label}
     total: Counter[str] = Counter()
@@ -54,43 +61,39 @@ def _count(
         return None if isinstance(atom, core.Literal) else env.get(atom)
 
     for eqn in jaxpr.eqns:
-        name, ins = eqn.primitive.name, [read(v) for v in eqn.invars]
+        ins = [read(v) for v in eqn.invars]
         outs: list[str | None] = [None] * len(eqn.outvars)
-        if name in ("dot_general", "conv_general_dilated"):
+        if eqn.primitive in _CONTRACTIONS | _CONVOLUTIONS:
             owners = [label for label in ins if label] or [ACTIVATIONS]
             total[owners[-1]] += _product(eqn)
-        elif (inner := _inner(eqn)) is not None:
-            found = [_count(body, ins[len(ins) - n :]) for body, n in inner]
+        elif bodies := _bodies(eqn):
+            # An index or a predicate, or the condition's constants, come first.
+            found = [_count(b, ins[len(ins) - len(b.invars) :]) for b in bodies]
             most, outs = max(found, key=lambda f: f[0].total())
-            times = eqn.params["length"] if name == "scan" else 1
+            times = eqn.params["length"] if eqn.primitive in SCANS else 1
             for label, count in most.items():
                 total[label] += times * count
             outs = (outs + [None] * len(eqn.outvars))[: len(eqn.outvars)]
-        elif name in _MOVING and any(ins):
+        elif eqn.primitive in _MOVING and any(ins):
             outs = [next(label for label in ins if label)] * len(eqn.outvars)
         env.update({v: label for v, label in zip(eqn.outvars, outs) if label})
     return total, [read(v) for v in jaxpr.outvars]
 
 
-def _inner(eqn: Any) -> list[tuple[Any, int]] | None:
-    """The jaxprs that an equation calls, and how many of its last operands each has."""
-    params = eqn.params
-    if eqn.primitive.name == "while":
-        body = params["body_jaxpr"].jaxpr
-        return [(body, len(body.invars))]
-    if "branches" in params:
-        return [(b.jaxpr, len(b.jaxpr.invars)) for b in params["branches"]]
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if key in params:
-            body = getattr(params[key], "jaxpr", params[key])
-            return [(body, len(body.invars))]
-    return None
+def _bodies(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
+    """The jaxprs that an equation may run, each on the last of its operands."""
+    if eqn.primitive in _LOOPS:
+        return [eqn.params["body_jaxpr"].jaxpr]
+    if eqn.primitive in _CHOICES:
+        return [branch.jaxpr for branch in eqn.params["branches"]]
+    return [sub_jaxpr(eqn)[0]] if holds_jaxpr(eqn) else []
 
 
-def _product(eqn: Any) -> int:
+def _product(eqn: core.JaxprEqn) -> int:
+    """The multiply-adds of a contraction or a convolution."""
     left, right = (v.aval.shape for v in eqn.invars[:2])
     out = math.prod(eqn.outvars[0].aval.shape)
-    if eqn.primitive.name == "dot_general":
+    if eqn.primitive in _CONTRACTIONS:
         contracted = eqn.params["dimension_numbers"][0][0]
         return out * math.prod(left[i] for i in contracted)
     kernel = eqn.params["dimension_numbers"].rhs_spec  # output, input, window

@@ -35,9 +35,17 @@ def is_followed(eqn: core.JaxprEqn) -> bool:
     return eqn.primitive in FOLLOWED and not unknown_params(eqn)
 
 
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+
+def holds_jaxpr(eqn: core.JaxprEqn) -> bool:
+    """Whether an equation runs a single jaxpr, as calls and scans do."""
+    return any(eqn.params.get(key) is not None for key in _BODIES)
+
+
 def sub_jaxpr(eqn: core.JaxprEqn) -> tuple[core.Jaxpr, Sequence[Any]]:
     """The jaxpr that a call runs, and its constants."""
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    for key in _BODIES:
         if (found := eqn.params.get(key)) is not None:
             return getattr(found, "jaxpr", found), getattr(found, "consts", ())
     raise NotImplementedError(f"{eqn.primitive.name} holds no jaxpr")
