@@ -24,9 +24,8 @@ def _resize(call, args, kwargs, context):
     if isinstance(layer, nn.Dense | nn.Conv | nn.ConvTranspose):
         new = {"features": shape[-1]}
     if isinstance(layer, nn.Conv) and layer.feature_group_count > 1:
-        depthwise = layer.feature_group_count == layer.features
-        if depthwise:
-            new["feature_group_count"] = shape[-1]
+        # As many groups as the channels of the input hold those of the kernel.
+        new["feature_group_count"] = args[0].shape[-1] // shape[-2]
     if isinstance(layer, nn.DenseGeneral):
         axis = layer.axis if isinstance(layer.axis, tuple) else (layer.axis,)
         rest = shape[len(axis) :]

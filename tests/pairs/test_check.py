@@ -10,7 +10,7 @@ from jax import lax
 
 import volax
 from volax import check_groups, find_groups
-from volax.pairs.records import Axis
+from volax.pairs.records import Axis, Group, Member
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(6, 4)).astype(np.float32)
@@ -246,3 +246,23 @@ def test_a_parameter_bound_to_a_range_is_not_varied_out_of_it():
 
     _, params = relu_mlp(t=np.float32(3), s=np.float32(2))
     assert max(check_groups(FORGETFUL, fn, params, X)) < 1e-3
+
+
+def test_a_member_that_is_rescaled_must_carry_every_unit_index():
+    """Its entries would be scaled by several units at once."""
+
+    def fn(params, x):
+        return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+    a, b = jax.random.normal(jax.random.key(1), (2, 6, 6))
+    whole = Axis(0, 0, (2, 3), (3, 1), (0, 1))
+    pair = Group(
+        sizes=(2, 3),
+        producers=(
+            Member("a", "producer", 1, (Axis(1, 0, (2, 3), (3, 1), (0, None)),)),
+        ),
+        consumers=(Member("b", "consumer", -1, (whole,)),),
+        homogeneous=True,
+    )
+    with pytest.raises(ValueError, match="entries of a are shared by several units"):
+        check_groups(pair, fn, {"a": a, "b": b}, jnp.ones((2, 6)))

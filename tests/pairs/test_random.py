@@ -40,6 +40,20 @@ def test_what_is_found_around_every_single_step_holds(kind):
     hold(Program(((kind, 6),)))
 
 
+# Programs that once were found wrong.
+KNOWN = {
+    "a cut through a concatenation": (("concat", 6), ("halves", 4)),
+    "a part of a head is padded away": (("shuffle", 8), ("pad", 4), ("dense", 8)),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_once_was_wrong_holds(name):
+    for seed in range(3):
+        assert examine(Program(KNOWN[name]), seed) == ""
+    hold(Program(KNOWN[name]))
+
+
 def test_a_false_group_does_not_escape_the_plain_oracle(monkeypatch):
     """The oracle can fail: `compact` here forgets what it was asked to remove."""
     program = Program((("flatten", 4), ("gelu", 4)))

@@ -4,6 +4,8 @@ The oracle is plain: units are killed, ``compact`` cuts what it can without ``ch
 and both models run. Either the function is the same, or the group kept its units.
 """
 
+import itertools
+
 import equinox as eqx
 import flax.linen as nn
 import haiku as hk
@@ -15,6 +17,7 @@ from flax import nnx
 from jax import lax
 
 import volax
+from tests.pairs.programs import units_of
 from volax.pairs._trace import widths
 
 KEY = jax.random.key(0)
@@ -270,6 +273,104 @@ def test_parts_of_a_concatenation_follow_the_units():
     assert small.sizes["a"] == (6, 3)
     assert small.sizes["b"] == (6, 7)
     np.testing.assert_allclose(fn(small.params, X), fn(params, X), rtol=1e-5, atol=1e-6)
+
+
+# Places within a concatenation that depend on its size, not on what was put together.
+BETWEEN = {
+    "jnp.split": lambda h: jnp.split(h, 2, -1)[::-1],
+    "first half": lambda h: [h[:, : h.shape[-1] // 2]],
+    "last half": lambda h: [h[:, h.shape[-1] // 2 :]],
+    "rounded up": lambda h: [h[:, : -(-h.shape[-1] // 2)]],
+    "reshape": lambda h: [h.reshape(len(h), 2, -1).max(1)],
+    "reshape of pairs": lambda h: [h.reshape(len(h), -1, 2).max(2)],
+    "thirds": lambda h: jnp.split(h, [h.shape[-1] // 3], -1)[::-1],
+    "from the end": lambda h: [h[:, h.shape[-1] // 2 - h.shape[-1] :]],
+    "every other": lambda h: [h[:, ::2], h[:, 1::2]],
+    "every third": lambda h: [h[:, 1::3]],
+    "roll": lambda h: [h + jnp.roll(h, h.shape[-1] // 2, -1)],
+    "flip": lambda h: [h * h[:, ::-1]],
+    "dynamic": lambda h: [lax.dynamic_slice_in_dim(h, h.shape[-1] // 2, 2, 1)],
+    "update": lambda h: [h.at[:, : h.shape[-1] // 2].set(0)],
+    "pad": lambda h: [jnp.pad(h[:, h.shape[-1] // 2 :], ((0, 0), (1, 1)))],
+    "where": lambda h: [jnp.where(np.arange(h.shape[-1]) < h.shape[-1] // 2, h, -h)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "sizes", [(8, 6), (7, 6), (8, 8), (5, 4, 8), (8, 4, 4), (4,) * 6], ids=str
+)
+@pytest.mark.parametrize("form", BETWEEN)
+def test_a_place_between_concatenated_units_follows_or_stays(form, sizes):
+    """Whatever is cut, the smaller model is the same function, or fails to run."""
+
+    def fn(params, x):
+        h = [jax.nn.relu(x @ w) for w in params["in"]]
+        h = jnp.concatenate(BETWEEN[form](jnp.concatenate(h, -1)), -1)
+        return h @ params["out"]
+
+    ups = [normal(k, 6, n) for k, n in enumerate(sizes)]
+    if sum(sizes) % 2 and form in ("jnp.split", "reshape", "reshape of pairs"):
+        return  # only what can be halved runs
+    width = jax.eval_shape(
+        lambda p: jnp.concatenate(BETWEEN[form](jnp.concatenate(p, -1)), -1), ups
+    ).shape[-1]
+    params = {"in": ups, "out": normal(9, width, 3)}
+    groups = volax.find_groups(fn, params, X)
+    rng = np.random.default_rng(0)
+    sets = [(k,) for k in range(len(groups))] + [tuple(range(len(groups)))] * 2
+    for some in sets:
+        killed = {"in": ups, "out": np.array(params["out"])}
+        for k in some:
+            dead = rng.random(groups[k].size) < 0.6
+            for member in groups[k].consumers:
+                lost = units_of(member, groups[k].sizes, killed["out"].shape)
+                killed["out"][np.append(dead, False)[lost]] = 0
+        small = volax.compact(killed, groups)
+        try:
+            after = fn(small.params, X)
+        except (TypeError, ValueError):
+            continue  # loud, and no wrong number
+        np.testing.assert_allclose(after, fn(killed, X), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("apart", [1, 2, 4, 5])
+def test_two_of_many_widths_are_never_traced_at_one_distance(apart):
+    """However many groups lie between the two whose widths one number compares."""
+
+    def fn(params, x):
+        for up, down in params:
+            x = x + jax.nn.relu(x @ up) @ down
+        first, other = params[0][0].shape[1], params[apart][0].shape[1]
+        return x * (first - other + 2) * (first // other)
+
+    shapes = [((6, 8), (8, 6))] * 6
+    params = [[jax.ShapeDtypeStruct(s, jnp.float32) for s in pair] for pair in shapes]
+    groups = volax.find_groups(fn, params, X)
+    named = {g.producers[0].path for g in groups if g.constants}
+    assert {"0/0", f"{apart}/0"} <= named
+
+
+def trial_sizes(counts, steps=None):
+    return widths._sizes(counts, steps or [1] * len(counts))
+
+
+@pytest.mark.parametrize(
+    "counts", [[2] * 9, [3] * 9, [4, 8, 2, 8], [8] * 40, [64, 256, 3072, 64] * 10]
+)
+def test_no_line_runs_through_the_sizes_of_two_groups(counts):
+    found = trial_sizes(counts)
+    assert found == trial_sizes(counts)
+    assert all((n - s[0]) % 2 == 1 and 1 not in s for n, s in zip(counts, found))
+    less = [(n - s[0], n - s[1]) for n, s in zip(counts, found)]
+    for (n, a), (m, b) in itertools.combinations(zip(counts, less), 2):
+        assert a[0] * b[1] != a[1] * b[0]
+        assert max(abs(a[0] - b[0]), abs(a[1] - b[1])) > 1
+        assert any((n - x) * m != (m - y) * n for x, y in zip(a, b))
+
+
+def test_sizes_on_a_mesh_are_multiples():
+    found = trial_sizes([8, 8, 4], [2, 2, 4])
+    assert all(size % step == 0 for s, step in zip(found, [2, 2, 4]) for size in s)
 
 
 def deep(depth, scaled=()):

@@ -111,7 +111,7 @@ def check_groups(
 
 
 def _check_degrees(group: Group) -> None:
-    """Refuses a pair whose rescaling would leave a side of its units as it is."""
+    """Refuses a pair that leaves a side as it is, or scales entries twice."""
     makers = [m for m in group.producers if m.degree == 1]
     if not makers or any(m.degree != -1 for m in group.consumers):
         degrees = ", ".join(
@@ -121,6 +121,14 @@ def _check_degrees(group: Group) -> None:
             f"check_groups: {group.name}: a pair needs a producer of degree 1 and "
             f"consumers of degree -1, got {degrees}"
         )
+    for member in group.members:
+        carried = {u for axis in member.axes for u in axis.units}
+        if member.degree and not carried.issuperset(range(len(group.sizes))):
+            raise ValueError(
+                f"check_groups: {group.name}: entries of {member.path} are shared by "
+                f"several units; one that is rescaled needs all {len(group.sizes)} "
+                "unit indices among its axes"
+            )
 
 
 class _Changed:

@@ -199,10 +199,11 @@ class Grouping:
         if other in self.crossed:
             return False
         for place in unit.places:
+            # Another piece of the place's own axis holds other entries.
             axes = [
-                piece
-                for _, _, piece in self.degrees.occurrences(place.value)
-                if other in piece.leaves
+                axis
+                for axis, _, piece in self.degrees.occurrences(place.value)
+                if other in piece.leaves and axis != place.axis
             ]
             if len(axes) != 1 and other not in place.piece.leaves:
                 return False

@@ -7,20 +7,25 @@ by equation: the same primitives on the same operands, with the same parameters 
 same numbers. Shapes may differ, but only as the terms of the axes say, where the leaf
 of each group has its new size. If all that holds, no number depends on a width.
 
-Two sizes are tried: one unit fewer, which shows whatever grows or falls with the width
-and what has to divide it, and a few units (two to five, not the same for neighbouring
-groups), which shows thresholds and what depends on a ratio or a difference of widths.
-So a number is not seen if it is the same at both sizes as at the full one, such as
-one that is different for a single unit only. Groups of two units are traced with more
-units instead: JAX treats an axis of size 1 as one that is broadcast. On an explicit
-mesh the units of a sharded axis come and go by as many as it has devices.
+Two sizes are tried: an odd number of units fewer, mostly one, which shows whatever
+grows or falls with the width and what has to divide it, and two to five units, which
+shows thresholds. For any two groups they are chosen such that neither the difference
+nor the ratio of their widths is the same in both trials, even rounded. Where groups
+lie one after another along an axis, so that a place in it may depend on all of them, a
+third size is drawn for each. So a number is not seen if it is the same at these sizes
+as at the full one, such as one that is different for a single unit only. Groups of two
+units are traced with more units instead, because JAX treats an axis of size 1 as one
+that is broadcast, and so are narrow groups of which there are too many to differ. On an
+explicit mesh the units of a sharded axis come and go by as many as it has devices.
 
 Where the programs differ, the groups that are alike are tried by themselves, and halved
 until those that cause it are alone, or all of them do.
 """
 
 import dataclasses
+import itertools
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,6 +59,7 @@ from volax.pairs._trace.terms import Term
 from volax.pairs.records import Group
 
 _TRIALS = 32  # sets of groups that are tried before a set is named as a whole
+_MORE = 400  # fewer units than this are added where groups are concatenated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +132,77 @@ def marked(
     )
 
 
-def _sizes(count: int, place: int, step: int) -> tuple[int, int]:
-    """The two other numbers of units that a group is traced with, multiples of step."""
-    times = count // step
+def _fewer(count: int, step: int) -> int:
+    """One step of units fewer, or more where an axis of size 1 would be broadcast."""
+    least = 2 if step == 1 else 1
+    return count - step if count // step > least else count + step
+
+
+def _sizes(counts: Sequence[int], steps: Sequence[int]) -> list[tuple[int, int]]:
+    """The two other numbers of units that each group is traced with.
+
+    Both are multiples of the group's step. The first differs by an odd number of steps,
+    so that what has to be even is seen. The two are chosen such that what holds between
+    the widths of two groups, as where a concatenation is cut in the middle, holds at
+    one of them no longer.
+    """
+    chosen: list[tuple[int, int]] = []
+    lost: list[tuple[int, int]] = []  # by how much each group is smaller
+    for count, step in zip(counts, steps):
+        for new in _candidates(count // step, step):
+            less = count - new[0], count - new[1]
+            if all(
+                _apart(count, less, other, gone) for other, gone in zip(counts, lost)
+            ):
+                chosen.append(new)
+                lost.append(less)
+                break
+    return chosen
+
+
+def _any_sizes(counts: Sequence[int], steps: Sequence[int]) -> list[int]:
+    """Larger numbers of units that nothing but chance relates to one another."""
+    rng = random.Random(0)
+    return [n + step * rng.randrange(1, _MORE) for n, step in zip(counts, steps)]
+
+
+def _concatenated(program: Program, leaves: Sequence[Term]) -> bool:
+    """Whether units of several groups lie one after another along some axis."""
+    ours, seen = set(leaves), set()
+    for read in program.reads:
+        for value in (*read.ins, *read.outs):
+            for term in () if value is None else value.axes:
+                if term is not None and (root := terms.find(term)) not in seen:
+                    seen.add(root)
+                    if root.form != "leaf" and len(ours & {*terms.leaves(root)}) > 1:
+                        return True
+    return False
+
+
+def _candidates(times: int, step: int) -> Iterator[tuple[int, int]]:
     least = 2 if step == 1 else 1  # an axis of size 1 is broadcast
-    if times <= least:
-        return (times + 1) * step, (times + 2 + place % 4) * step
-    return (times - 1) * step, min(least + place % 4, times - 1) * step
+    few = [n for n in range(least, least + 4) if n < times]
+    few = few or list(range(times + 2, times + 6))
+    fewer = range(times - 1, least - 1, -2)
+    for first in itertools.chain(fewer, itertools.count(times + 1, 2)):
+        for second in few:
+            yield first * step, second * step
+
+
+def _apart(a: int, a_less: tuple[int, int], b: int, b_less: tuple[int, int]) -> bool:
+    """Whether neither the difference nor the ratio of two widths stays in both trials.
+
+    Rounding counts as staying: ``n // 2`` is the same for two widths.
+    """
+    if _rounded((a_less[0] - b_less[0], a_less[1] - b_less[1])):
+        return False
+    if a_less[0] * b_less[1] == a_less[1] * b_less[0]:
+        return False
+    return any(abs(x * b - y * a) >= max(a, b) for x, y in zip(a_less, b_less))
+
+
+def _rounded(missed: tuple[int, int]) -> bool:
+    return max(map(abs, missed)) < 2
 
 
 def _sharded(leaf: Any) -> Any:
@@ -166,9 +236,12 @@ class _Trials:
         given = program.given
         self.flat, self.tree = jax.tree.flatten((given.params, *given.inputs))
         steps = _steps(program, self.flat)
-        self.sizes = [
-            _sizes(leaf.size, k, steps.get(leaf, 1)) for k, leaf in enumerate(leaves)
-        ]
+        self.steps = [steps.get(leaf, 1) for leaf in leaves]
+        counts = [leaf.size for leaf in leaves]
+        self.sizes: list[tuple[int, ...]] = [*_sizes(counts, self.steps)]
+        if _concatenated(program, leaves):
+            more = _any_sizes(counts, self.steps)
+            self.sizes = [(*two, third) for two, third in zip(self.sizes, more)]
         alike: dict[Any, list[int]] = {}
         for k, group in enumerate(groups):
             carriers = [
@@ -228,7 +301,11 @@ class _Trials:
         return found
 
     def _followed(self, some: Sequence[int]) -> Difference | None:
-        sizes = {self.leaves[k]: self.sizes[k][0] for k in some}
+        # Groups of one size get one size, as a field may be read by any of them.
+        sizes = {
+            leaf: _fewer(leaf.size, step)
+            for leaf, step in ((self.leaves[k], self.steps[k]) for k in some)
+        }
         fields = {leaf.size: size for leaf, size in sizes.items()}
         text = "other numbers of units in the fields of its modules"
         return self._differing(sizes, text, fields)
@@ -240,7 +317,7 @@ class _Trials:
     def _tried(self, some: Sequence[int]) -> Difference | None:
         """How the program differs with these groups smaller, if it does."""
         seen = set()
-        for which in (0, 1):
+        for which in range(max(map(len, self.sizes))):
             text = "other numbers of units"
             sizes = {self.leaves[k]: self.sizes[k][which] for k in some}
             if len(some) == 1:
