@@ -1,5 +1,6 @@
 """Exact outcomes after ``optax.apply_updates``, in every dtype, from the first step."""
 
+import functools
 import itertools
 
 import hypothesis
@@ -155,6 +156,26 @@ def test_dead_units_are_exactly_zero(x64, p_dtype, u_dtype, seed, how, normalize
         path = path * np.linalg.norm(w["a"], axis=0)
     assert np.all(norms[path < 0.29] == 0)
     assert np.all(norms[path > 0.31] > 0)
+
+
+@every_dtype
+@pytest.mark.parametrize("how", ["eager", "jitted", "fused"])
+def test_what_a_proximal_map_removes_is_exactly_zero(x64, p_dtype, u_dtype, how):
+    params, updates = draw(5, p_dtype, u_dtype, size=512, spread=0.5)
+    w = np.abs(exact(params) + exact(updates))
+    l1 = volax.proximal(0.5, 0.4, volax.prox.soft_threshold, mask="all")
+    new = exact(apply(l1, params, updates, how))
+    assert np.all(new[w < 0.19] == 0)
+    assert np.all(new[w > 0.21] != 0)
+    rows = functools.partial(volax.prox.group_soft_threshold, axis=1)
+    group = volax.proximal(0.5, 1.5, rows)
+    shape = (128, 4)
+    new = apply(group, params.reshape(shape), updates.reshape(shape), how)
+    norms = np.linalg.norm(w.reshape(shape), axis=1)
+    left = np.abs(exact(new)).max(axis=1)
+    assert np.all(left[norms < 0.73] == 0)
+    assert np.all(left[norms > 0.77] > 0)
+    assert (norms < 0.73).any()
 
 
 @every_dtype
