@@ -1,6 +1,9 @@
 """report: what is counted, and how it reads."""
 
 import json
+import subprocess
+import sys
+import textwrap
 import tracemalloc
 
 import flax.linen as nn
@@ -260,6 +263,40 @@ def test_a_large_leaf_is_read_in_pieces():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3 * w.nbytes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak in /proc")
+def test_the_norms_of_units_take_no_copy_of_a_leaf():
+    code = """
+        import jax, numpy as np, volax
+        def peak():
+            lines = open("/proc/self/status").read().splitlines()
+            return next(int(x.split()[1]) for x in lines if x.startswith("VmHWM:"))
+        pair = volax.pair("a", "v")
+        tree = {"a": jax.device_put(np.ones((4000, 5000), np.float32)),
+                "v": np.ones((5000, 2), np.float32)}
+        volax.report({"a": tree["a"][:2], "v": tree["v"]}, pair)
+        before = peak()
+        volax.report(tree, pair)
+        print(1024 * (peak() - before))
+    """
+    out = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(out.stdout) < 4 * 4000 * 5000
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("which", ["cnn", "residual"])
+def test_the_path_norms_are_those_of_path_norm(which, dtype):
+    params, group = models.cnn_params(), models.cnn_group()
+    if which == "residual":
+        params, group = models.residual_params(), models.RESIDUAL[1]
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    (found,), (norms,) = report(params, group).groups, volax.path_norm(params, group)
+    expected = np.sort(np.asarray(norms))[::-1]
+    np.testing.assert_allclose(found.path_norms, expected, rtol=1e-6)
 
 
 def deep(layers):

@@ -5,11 +5,13 @@ values, would take several times its memory, so no step holds more than a piece.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from volax._numerics import wide_dtype
+from volax.pairs import _layout
+from volax.pairs.records import Member
 
 _PIECE = 2**20  # numbers at a time, 8 MiB in float64
 _VECTORS, _ITERATIONS = 8, 12  # of the subspace iteration
@@ -48,6 +50,23 @@ def measures(array: np.ndarray, wall: np.ndarray | None) -> Measures:
         largest = max(largest, float(size.max(initial=0.0)), key=_nan_last)
     norm = float(np.sqrt(square))
     return Measures(zeros, None if wall is None else at_wall, norm, largest)
+
+
+def unit_norms(
+    members: Iterable[Member], sizes: tuple[int, ...], arrays: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """The joint Euclidean norm of each unit over several members, shape ``sizes``."""
+    total = np.zeros(sizes)
+    for member in members:
+        array = arrays[member.path]
+        axes, carrying = [*range(array.ndim)], sorted(a.axis for a in member.axes)
+        # einsum casts through a buffer, so there is no copy of the array in float64.
+        squares = np.einsum(
+            array, axes, array, axes, carrying, dtype=np.float64, casting="unsafe"
+        )
+        where, _ = _layout.unit_indices(member, sizes, array.shape)
+        total += squares.reshape(-1)[where].sum(axis=-1).reshape(sizes)
+    return np.sqrt(total)
 
 
 def stable_rank(array: np.ndarray, norm: float) -> float:

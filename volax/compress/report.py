@@ -15,12 +15,11 @@ from volax.compress import _table
 from volax.compress._count import ACTIVATIONS, multiply_adds
 from volax.compress._cut import cutting
 from volax.compress._kinds import OTHER, PARAMETER, STATE, kinds
-from volax.compress._measure import histogram, measures, stable_rank
+from volax.compress._measure import histogram, measures, stable_rank, unit_norms
 from volax.compress._plan import fitted, plan
 from volax.compress.packing import Packed, is_packed
 from volax.compress.quantize import walls_of
 from volax.pairs._layout import unit_indices
-from volax.pairs._path_norm import side_norms
 from volax.pairs.records import Group
 
 
@@ -309,11 +308,10 @@ def _units(
     rows = []
     judged = zip(groups, planned.names, planned.gone, planned.unread)
     for group, name, gone, unread in judged:
-        norms = side_norms(group.producers, group.sizes, arrays) * side_norms(  # pyright: ignore
-            group.consumers,
-            group.sizes,
-            arrays,  # pyright: ignore
-        )
+        incoming = unit_norms(group.producers, group.sizes, arrays)
+        outgoing = unit_norms(group.consumers, group.sizes, arrays)
+        with np.errstate(invalid="ignore"):  # of a model that diverged, 0 times inf
+            norms = incoming * outgoing
         rows.append(
             GroupReport(
                 name=name,
@@ -321,7 +319,7 @@ def _units(
                 alive=int((~gone).sum()),
                 unread=int(unread.sum()),
                 unfed=int((gone & ~unread).sum()),
-                path_norms=tuple(np.sort(np.asarray(norms).reshape(-1))[::-1].tolist()),
+                path_norms=tuple(np.sort(norms.reshape(-1))[::-1].tolist()),
                 composed=_is_composed(group, groups, shapes),
             )
         )
