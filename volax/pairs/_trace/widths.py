@@ -233,6 +233,7 @@ class _Trials:
         self.program = program
         self.leaves = leaves
         self.declared = False
+        self.done: dict[frozenset[int], Difference | None] = {}
         given = program.given
         self.flat, self.tree = jax.tree.flatten((given.params, *given.inputs))
         steps = _steps(program, self.flat)
@@ -316,6 +317,13 @@ class _Trials:
 
     def _tried(self, some: Sequence[int]) -> Difference | None:
         """How the program differs with these groups smaller, if it does."""
+        key = frozenset(some)
+        if key not in self.done:
+            self.done[key] = self._traced(some)
+        return self.done[key]
+
+    def _traced(self, some: Sequence[int]) -> Difference | None:
+        """The same, which was not tried before."""
         seen = set()
         for which in range(max(map(len, self.sizes))):
             text = "other numbers of units"
