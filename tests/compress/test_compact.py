@@ -326,11 +326,11 @@ def test_a_hand_written_group_that_forgets_a_vector_is_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"round_to": 0}, "round_to must be 1 or more, got 0"),
+        ({"round_to": 0}, "round_to must be an integer of 1 or more, got 0"),
         ({"check": (models.mlp,)}, r"check must be \(fn, small_fn, inputs\)"),
         ({"groups": ["l1"]}, "got str"),
         ({"groups": volax.pair("x", "l2/kernel")}, "'x' is not in the tree"),
-        ({"groups": 3}, "expected groups, got int"),
+        ({"groups": 3}, "groups: expected records .*, got int"),
     ],
 )
 def test_mistakes_are_named(change, message):

@@ -46,9 +46,11 @@ def test_a_width_constant_is_caught_in_every_dtype(dtype):
 
 
 def test_options_that_would_do_nothing():
-    with pytest.raises(ValueError, match="tolerance is that of check"):
+    with pytest.raises(ValueError, match="tolerance is the limit of check"):
         volax.compact(dying(), PAIR, tolerance=1e-3)
-    with pytest.raises(ValueError, match="round_to must be 1 or more, got True"):
+    with pytest.raises(
+        ValueError, match="round_to must be an integer of 1 or more, got True"
+    ):
         volax.compact(dying(), PAIR, round_to=True)
 
 

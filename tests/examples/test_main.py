@@ -63,7 +63,7 @@ def command(start):
         ("--config.hidden.x=1", "the config has no 'hidden.x'"),
         ("--workdri=x", "Unknown command line flag 'workdri'. Did you mean: workdir"),
         ("--config=nowhere.py", "nowhere.py"),
-        ("extra", "what is 'extra'?"),
+        ("extra", "'extra' is no flag; settings are given as --config.NAME=VALUE"),
     ],
     ids=["nested", "top", "type", "too-deep", "flag", "file", "positional"],
 )

@@ -34,7 +34,7 @@ def kinds(tree: Any) -> dict[str, str]:
     variable = () if nnx is None else nnx.Variable
     in_collections = isinstance(tree, Mapping) and "params" in tree
 
-    def is_node(node: Any) -> bool:
+    def is_node(node: object) -> bool:
         return is_packed(node) or isinstance(node, variable)
 
     around = []  # of each leaf the variable that holds it, or the leaf itself
@@ -57,7 +57,8 @@ def kinds(tree: Any) -> dict[str, str]:
     return found
 
 
-def _of_variable(nnx: Any, variable: Any) -> str:
+def _of_variable(nnx: Any, variable: object) -> str:
+    """The kind of an NNX variable, by its class."""
     if isinstance(variable, nnx.Param):
         return PARAMETER
     return OTHER if isinstance(variable, nnx.RngState) else STATE

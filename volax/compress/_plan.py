@@ -14,7 +14,7 @@ from volax import _paths, masks
 from volax.compress import _dead, _refit
 from volax.compress._dead import Kept
 from volax.compress._fold import fold
-from volax.pairs.records import Group, Written
+from volax.pairs.records import Group, Member, Written
 
 
 @dataclasses.dataclass
@@ -84,7 +84,10 @@ def fitted(
     """
     listed = (groups,) if isinstance(groups, Written) else groups
     if not isinstance(listed, Iterable):
-        raise ValueError(f"{what}: expected groups, got {type(groups).__name__}")
+        raise ValueError(
+            f"{what}: groups: expected records of volax.find_groups or volax.pair, "
+            f"got {type(groups).__name__}"
+        )
     found = []
     for group in dict.fromkeys(listed):
         if not isinstance(group, Written):
@@ -308,7 +311,7 @@ def _member_paths(group: Group) -> Iterable[str]:
     return (member.path for member in group.carriers)
 
 
-def _zeroed(leaf: np.ndarray, member: Any, which: np.ndarray) -> np.ndarray:
+def _zeroed(leaf: np.ndarray, member: Member, which: np.ndarray) -> np.ndarray:
     inside = _dead.positions(member, which, leaf.shape)
     return np.where(inside, np.zeros((), leaf.dtype), leaf)
 

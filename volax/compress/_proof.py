@@ -85,5 +85,5 @@ def _arrays(outputs: Any) -> dict[str, np.ndarray]:
     return found
 
 
-def _is_key(x: Any) -> bool:
+def _is_key(x: object) -> bool:
     return jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)

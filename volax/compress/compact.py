@@ -145,9 +145,13 @@ def compact(
       <https://arxiv.org/abs/2210.03069>`_, 2022.
     """
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise ValueError(f"compact: round_to must be 1 or more, got {round_to!r}")
+        raise ValueError(
+            f"compact: round_to must be an integer of 1 or more, got {round_to!r}"
+        )
     if tolerance is not None and check is None:
-        raise ValueError("compact: tolerance is that of check, which was not given")
+        raise ValueError(
+            "compact: tolerance is the limit of check, and check was not given"
+        )
     source = _Source.of(params, state)
     shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in source.leaves.items()}
     listed = groups

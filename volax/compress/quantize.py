@@ -55,7 +55,7 @@ def binarize(
       <https://arxiv.org/abs/2003.11243>`_, 2020 (the wall as the scale).
     """
 
-    def rule(w: jax.Array, wall: Any) -> jax.Array:
+    def rule(w: jax.Array, wall: jax.Array | None) -> jax.Array:
         axes = _other_axes(w, channel_axis)
         scale = (
             _mean(jnp.abs(w), jnp.ones(w.shape, bool), axes) if wall is None else wall
@@ -118,7 +118,7 @@ def ternarize(
             f"got {threshold!r}"
         )
 
-    def rule(w: jax.Array, wall: Any) -> jax.Array:
+    def rule(w: jax.Array, wall: jax.Array | None) -> jax.Array:
         size, axes = jnp.abs(w), _other_axes(w, channel_axis)
         if isinstance(threshold, str):
             delta = 0.7 * _mean(size, jnp.ones(w.shape, bool), axes)
@@ -133,7 +133,9 @@ def ternarize(
     return _quantized("ternarize", rule, params, volume, channel_axis, mask)
 
 
-def on_grid(codes: jax.Array, scale: Any, dtype: Any) -> jax.Array:
+def on_grid(
+    codes: jax.Array, scale: jax.typing.ArrayLike, dtype: jax.typing.DTypeLike
+) -> jax.Array:
     """Codes -1, 0, +1 times a scale; a zero has no sign, so that bits compare."""
     scale = jnp.asarray(scale, dtype)
     value = jnp.where(codes < 0, -scale, scale)
@@ -142,7 +144,7 @@ def on_grid(codes: jax.Array, scale: Any, dtype: Any) -> jax.Array:
 
 def _quantized(
     name: str,
-    rule: Callable[[jax.Array, Any], jax.Array],
+    rule: Callable[[jax.Array, jax.Array | None], jax.Array],
     params: Any,
     volume: Any,
     channel_axis: int | None,
@@ -157,13 +159,15 @@ def _quantized(
     chosen = floating(masks.selected(mask, params, name), params, name, mask)
     walls = {} if volume is None else walls_of(volume, params, name, chosen)
 
-    def leaf(path: tuple[Any, ...], w: Any) -> Any:
+    def leaf(path: tuple[Any, ...], w: jax.Array | np.ndarray) -> jax.typing.ArrayLike:
         where = _paths.key_path(path)
         if where not in chosen:
             return w
         check_finite(name, where, w)
         if volume is not None and where not in walls:
-            raise ValueError(f"{name}: volume has no entry for {where!r}")
+            raise ValueError(
+                f"{name}: volume has no entry for {where!r}, which mask selects"
+            )
         if channel_axis is not None and not -np.ndim(w) <= channel_axis < np.ndim(w):
             raise ValueError(
                 f"{name}: {where!r} of shape {np.shape(w)} has no axis {channel_axis}"
@@ -227,7 +231,7 @@ def walls_of(
                 kind = "a finite number" if finite else "a number"
                 raise ValueError(
                     f"{name}: volume must be {kind} >= 0, or an array of such, "
-                    f"got {value!r}"
+                    f"got {value!r} for {path!r}"
                 )
         shape = shapes[path]
         if len(wall.shape) > len(shape) or any(
@@ -241,10 +245,13 @@ def walls_of(
     return walls
 
 
-def check_finite(name: str, path: str, w: Any) -> None:
+def check_finite(name: str, path: str, w: jax.typing.ArrayLike) -> None:
     """Refuses a NaN or an infinity, which would become the scale of all weights."""
     if not isinstance(w, Tracer) and not bool(jnp.isfinite(w).all()):
-        raise ValueError(f"{name}: {path!r} is not finite")
+        raise ValueError(
+            f"{name}: {path!r} is not finite: it holds a NaN or an infinity, of which "
+            "no scale can be taken"
+        )
 
 
 def _other_axes(w: jax.Array, channel_axis: int | None) -> tuple[int, ...]:

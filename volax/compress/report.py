@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from volax.compress.packing import Packed, is_packed
 from volax.compress.quantize import walls_of
 from volax.pairs._layout import unit_indices
 from volax.pairs.records import Group
+
+if TYPE_CHECKING:  # an extra, loaded where a figure is drawn
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +167,7 @@ class Report:
         """
         return _table.text(self, rows)
 
-    def figure(self) -> Any:
+    def figure(self) -> "Figure":
         """Weights, units and path norms as a Matplotlib ``Figure``.
 
         Returns:

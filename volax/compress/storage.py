@@ -100,7 +100,10 @@ def save(
         place, parts = _parts(name, node)
         taken = name in places or not arrays.keys().isdisjoint(parts)
         if taken or name == "__metadata__":
-            raise ValueError(f"save: the key path {name!r} is taken or reserved")
+            raise ValueError(
+                f"save: the key path {name!r} is taken or reserved: expected one that "
+                "no other array has, and not '__metadata__'"
+            )
         places[name] = {"keys": [_key(k) for k in key_path], **place}
         arrays |= parts
     try:
@@ -370,7 +373,10 @@ def _reading(path: Path) -> Iterator[tuple[str, Callable[[str], np.ndarray]]]:
         with safetensors.safe_open(path, framework="np", backend="pread") as file:
             meta = file.metadata() or {}
             if meta.get("format") != _FORMAT:
-                raise ValueError(f"load: {path} was not written by this volax.save")
+                raise ValueError(
+                    f"load: {path} was not written by this volax.save: expected the "
+                    f"format {_FORMAT!r}, got {meta.get('format')!r}"
+                )
             left, text = set(file.keys()), meta.get("volax", "")
             digest = hashlib.sha256(json.dumps(text).encode())
 

@@ -1,12 +1,15 @@
 """The optimizers of the example: a plain one, and the same one with a regularizer."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import optax
 
 import volax
 from volax.examples._errors import UserError
 from volax.examples.models import MLP
+
+_Choice = TypeVar("_Choice")
 
 
 def build_optimizers(
@@ -43,7 +46,10 @@ def build_optimizers(
     }
     regularize = _known("regularizer", config.regularizer, regularizers)
     if config.regularizer == "adamw" and settings.name != "adam":
-        raise UserError("regularizer 'adamw' stands on Adam: optimizer.name must be it")
+        raise UserError(
+            "regularizer 'adamw' stands on Adam: optimizer.name must be 'adam', "
+            f"not {settings.name!r}"
+        )
     try:
         return plain, regularize(**config[config.regularizer])
     except (TypeError, ValueError) as error:
@@ -51,7 +57,7 @@ def build_optimizers(
         raise UserError(f"{config.regularizer}: {said}") from error
 
 
-def _known(key: str, name: str, choices: dict[str, Any]) -> Any:
+def _known(key: str, name: str, choices: Mapping[str, _Choice]) -> _Choice:
     if name not in choices:
         raise UserError(f"{key} is {name!r}; there are {', '.join(choices)}")
     return choices[name]

@@ -62,7 +62,9 @@ def _main(argv: list[str]) -> int:
     logging.set_verbosity(logging.FATAL)
     try:
         if argv[1:]:
-            raise UserError(f"what is {argv[1]!r}? settings are --config.NAME=VALUE")
+            raise UserError(
+                f"{argv[1]!r} is no flag; settings are given as --config.NAME=VALUE"
+            )
         # Only now: a mistake on the command line is answered before the slow imports.
         with _stopped_at_once():
             from volax.examples.train import train_and_evaluate

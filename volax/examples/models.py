@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +36,7 @@ class MLP(nnx.Module):
             x = nnx.relu(getattr(self, name)(x))
         return self.out(x)
 
-    def pairs(self) -> Sequence[Any]:
+    def pairs(self) -> volax.pairs.Groups:
         """Find the weights on both sides of every hidden layer's units."""
         inputs = getattr(self, self.layers[0]).in_features
         return volax.find_pairs(self, jax.ShapeDtypeStruct((1, inputs), jnp.float32))

@@ -157,13 +157,13 @@ def _path_prox(
 
 
 def _trained(
-    model: Any,
+    model: nnx.Module,
     tx: optax.GradientTransformation,
     data: Dataset,
     epochs: int,
     seed: int,
-    state: Any = None,
-) -> tuple[Any, Any]:
+    state: optax.OptState | None = None,
+) -> tuple[nnx.Module, optax.OptState | None]:
     """A copy of the model after some epochs, and the optimizer's state."""
     graph, params = nnx.split(model)
     state = tx.init(params) if state is None else state
@@ -175,7 +175,7 @@ def _trained(
     return nnx.merge(graph, params), state
 
 
-def _epoch(graph: Any, tx: optax.GradientTransformation) -> Callable[..., Any]:
+def _epoch(graph: nnx.GraphDef, tx: optax.GradientTransformation) -> Callable[..., Any]:
     """One compiled epoch."""
 
     def loss(params, images, labels):
@@ -203,8 +203,8 @@ def _epoch(graph: Any, tx: optax.GradientTransformation) -> Callable[..., Any]:
 
 
 def _quantized(
-    model: Any, data: Dataset, epochs: int, every: int, seed: int
-) -> tuple[Any, list[dict[str, float]]]:
+    model: nnx.Module, data: Dataset, epochs: int, every: int, seed: int
+) -> tuple[nnx.Module, list[dict[str, float]]]:
     """Trains on inside walls; every few epochs the weights jump to the grid."""
     graph, params = nnx.split(model)
     # The wall where three quarters of a leaf's weights lie inside.
@@ -229,19 +229,21 @@ def _quantized(
     return nnx.merge(graph, quantized), history
 
 
-def _right(model: Any, data: Dataset) -> int:
+def _right(model: Callable[[jax.Array], jax.Array], data: Dataset) -> int:
     """How many test images a model gets right."""
     logits = model(jnp.asarray(data.test_images))
     return int((np.asarray(logits).argmax(-1) == data.test_labels).sum())
 
 
-def _runner(model: Any) -> Callable[[jax.Array], Any]:
+def _runner(model: nnx.Module) -> Callable[[jax.Array], jax.Array]:
     graph, params = nnx.split(model)
     run = jax.jit(lambda params, x: nnx.merge(graph, params)(x))
     return functools.partial(run, params)
 
 
-def _packed_runner(graph: Any, packed: Any) -> Callable[[jax.Array], Any]:
+def _packed_runner(
+    graph: nnx.GraphDef, packed: Any
+) -> Callable[[jax.Array], jax.Array]:
     run = jax.jit(lambda packed, x: nnx.merge(graph, volax.unpack(packed))(x))
     return functools.partial(run, packed)
 
@@ -290,10 +292,9 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

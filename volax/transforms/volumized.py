@@ -19,8 +19,8 @@ from volax.transforms.volumize import make_wall
 class VolumizedState(NamedTuple):
     """State of :func:`volumized`."""
 
-    inner_state: Any  # of the wrapped optimizer
-    wall_state: Any  # of the wall
+    inner_state: optax.OptState  # of the wrapped optimizer
+    wall_state: optax.OptState  # of the wall
 
 
 def volumized(
@@ -114,7 +114,7 @@ _HIT_ULPS = 16
 _NEAR_ULPS, _LEFT_ULPS = _HIT_ULPS + 1, _HIT_ULPS + 2
 
 
-def _stops(alpha: Any, p: jax.Array) -> Any:
+def _stops(alpha: jax.typing.ArrayLike, p: jax.Array) -> bool | jax.Array:
     """Whether a hit is read off the new weight, a bool or a bool of shape ().
 
     Not for 16-bit weights, of which 16 ulps are several per cent.
@@ -123,7 +123,10 @@ def _stops(alpha: Any, p: jax.Array) -> Any:
 
 
 def _off_the_wall(
-    u: Any, leaf: _post_step.Weights, target: _post_step.Target, alpha: Any
+    u: jax.Array,
+    leaf: _post_step.Weights,
+    target: _post_step.Target,
+    alpha: jax.typing.ArrayLike,
 ) -> _post_step.Target:
     """Sends the weights that step inward to just inside of what counts as the wall."""
     p, w = leaf
@@ -136,7 +139,13 @@ def _off_the_wall(
     return target._replace(value=t * factor)
 
 
-def _hit(u: Any, d: Any, p: jax.Array, target: Any, alpha: Any) -> jax.Array:
+def _hit(
+    u: jax.Array,
+    d: jax.Array,
+    p: jax.Array,
+    target: _post_step.Target,
+    alpha: jax.typing.ArrayLike,
+) -> jax.Array:
     """Where the step u of weights p hit the wall, which made it d; bools as p."""
     stops, at_wall = _stops(alpha, p), jnp.zeros([], bool)
     if stops is not False:
@@ -152,12 +161,12 @@ def _hit(u: Any, d: Any, p: jax.Array, target: Any, alpha: Any) -> jax.Array:
 
 
 def _scale_momentum(
-    state: Any,
+    state: optax.OptState,
     hits: dict[str, jax.Array],
-    alpha: Any,
+    alpha: jax.typing.ArrayLike,
     names: tuple[str, ...],
     params: Any,
-) -> Any:
+) -> optax.OptState:
     """Scales first moments by ``alpha`` where hit.
 
     A first moment is a whole field of the state, of one of the names, that holds the
