@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+from jax.extend.core import JaxprEqn
+
 from volax.pairs._trace import terms
 from volax.pairs._trace.tape import ACTIVATION, WEIGHT, HowZero, Op, Tape, Value
 from volax.pairs._trace.terms import Piece, Term
@@ -95,7 +97,7 @@ class Degrees:
         self.rows: dict[Term, list[tuple[Row, Op]]] = defaultdict(list)
         self.uses: dict[Term, list[Use]] = defaultdict(list)
         self.ops: dict[Term, list[Op]] = defaultdict(list)
-        self.broken: dict[Term, Any] = {}
+        self.broken: dict[Term, JaxprEqn | None] = {}
         self.revived: set[Term] = set()  # zero at first, but not after a step of a scan
         self.places: dict[Term, list[Place]] = {}
         self.facts: dict[Value, dict[Key, Fact]] = {}
@@ -246,6 +248,11 @@ class Degrees:
     def _merged(
         self, value: Value, axes: tuple[int, ...]
     ) -> list[tuple[Piece, list[tuple[int, int, Piece]]]]:
+        """Several axes as one, row-major: its pieces, and what each is made of.
+
+        Axes of sizes ``(a, b)`` become one of ``a * b`` entries; a piece of it joins a
+        piece of each, which are listed as (axis, number of the piece, piece).
+        """
         joined: list[tuple[Piece, list]] = [(Piece(0, (), ()), [])]
         for k in axes:
             size = value.shape[k]
@@ -284,6 +291,7 @@ class Degrees:
         return PLAIN if multiplies else fact.unfed
 
     def _law(self, op: Op, leaf: Term, given: list[Fact | None]) -> Row | None:
+        """The degree of a result; what its operands have to satisfy is written down."""
         rows = [f.row for f in given if f is not None and f.row is not None]
         if op.law == "carry":
             unknown: Row = {object(): Fraction(1)}
@@ -307,14 +315,22 @@ class Degrees:
         return rows[0] if rows else None
 
     def _require(self, leaf: Term, fact: Fact | None, op: Op) -> None:
+        """Asks an operand that only chooses not to scale at all."""
         if fact is not None and fact.row:
             self._equation(leaf, fact.row, op)
 
     def _equation(self, leaf: Term, row: Row, op: Op) -> None:
+        """Asks the expression ``row`` to be zero in every pair of this leaf."""
         if row:
             self.rows[leaf].append((row, op))
 
     def _contract(self, op: Op, a: int, b: int) -> set[Term]:
+        """Lines up two contracted axes; returns the leaves that are summed over.
+
+        In ``h @ v`` with ``h`` of shape ``[batch, units]`` and ``v`` ``[units, out]``
+        the terms are ``h[i, u] * v[u, j]``. Their degrees are the sums of both, and a
+        sum over units that scale each by a factor of its own stays only at degree zero.
+        """
         x, y = op.ins
         seen: set[Term] = set()
         other = y.axes[b]

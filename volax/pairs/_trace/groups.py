@@ -3,7 +3,6 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from volax.pairs._trace import terms
 from volax.pairs._trace.compat import source_line
@@ -390,5 +389,5 @@ def _twice(op: Op, leaf: Term) -> bool:
     return len(axes) > 1
 
 
-def _line(op: Any) -> str | None:
+def _line(op: Op | None) -> str | None:
     return None if op is None or op.eqn is None else source_line(op.eqn)

@@ -7,7 +7,7 @@ A primitive without a rule, one with side effects, and control flow that depends
 values refuse every unit they touch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def interpret(
     """Follows one jaxpr; results that are not wanted are None."""
     env: dict[core.Var, Value | None] = {}
 
-    def read(atom: Any) -> Value:
+    def read(atom: core.Var | core.Literal) -> Value:
         if isinstance(atom, core.Literal):
             return constant(tape, atom.val)
         found = env[atom]
@@ -88,7 +88,10 @@ def interpret(
     return [read(v) if w else None for v, w in zip(jaxpr.outvars, every)]
 
 
-def _peek(env: dict, atom: Any, tape: Tape) -> Value | None:
+def _peek(
+    env: Mapping[core.Var, Value | None], atom: core.Var | core.Literal, tape: Tape
+) -> Value | None:
+    """An operand of a call, None where the call does not need it."""
     return constant(tape, atom.val) if isinstance(atom, core.Literal) else env.get(atom)
 
 
@@ -255,7 +258,7 @@ def _scan(
             loops=init.loops | {steps},
         )
         # The entries may be alike at the first step only.
-        carried.own = (True,) * len(carried.own)
+        carried.varies = (True,) * len(carried.varies)
         carried.carried = steps
         inner.append(carried)
     for x in args[n + m :]:

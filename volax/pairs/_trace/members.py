@@ -50,6 +50,7 @@ def _others(place: Place, units: tuple[Term, ...], degrees: Degrees) -> list[Axi
 
 
 def _axes(places: Sequence[Place], units: tuple[Term, ...]) -> list[Axis]:
+    """One axis record for all places if their offsets are evenly spaced, else each."""
     axes = [_axis(p.axis, p.piece, units) for p in places]
     first, offsets = axes[0], [a.offset for a in axes]
     gaps = {b - a for a, b in itertools.pairwise(offsets)}
@@ -69,6 +70,7 @@ def _axes(places: Sequence[Place], units: tuple[Term, ...]) -> list[Axis]:
 
 
 def _axis(axis: int, piece: Piece, units: tuple[Term, ...]) -> Axis:
+    """A piece of an axis as a record; leaves that number no unit run freely."""
     numbers = tuple(units.index(t) if t in units else None for t in piece.leaves)
     sizes = tuple(t.size for t in piece.leaves)
     return _merged(axis, piece.offset, sizes, piece.strides, numbers)

@@ -1,11 +1,12 @@
 """Searches a traced program for units: reads it onto a tape and groups its leaves."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
 
 from volax import _paths, masks
 from volax.pairs._trace import terms
@@ -58,11 +59,12 @@ def search(given: Traceable, what: str, ignore: Any = ()) -> Groups[Group]:
                 trees.setdefault(k, []).append((name, value))
             else:
                 data.append(value)
-    outs = interpret(tape, closed.jaxpr, closed.consts, arrays)
+    results = interpret(tape, closed.jaxpr, closed.consts, arrays)
+    outs = [v for v in results if v is not None]  # none is: every result is wanted
     read = {v for op in tape.ops for v in op.ins} | tape.read
     unread = set(arrays) - read
     written = _mark_outputs(tape, outs, result, given.state_outputs, what)
-    tape.read |= {v for v in outs if v is not None}
+    tape.read |= set(outs)
     if not (read | tape.read) & set(params.values()):
         some = ", ".join(list(params)[:3])
         raise ValueError(f"{what}: fn uses none of its parameters, such as {some}")
@@ -135,9 +137,9 @@ def _value(tape: Tape, leaf: Any, path: str, ignored: bool) -> Value:
     dtype = jnp.result_type(leaf) if dtype is None else dtype
     trained = jnp.issubdtype(dtype, jnp.floating)
     shape = jnp.shape(leaf)
-    own = tuple(n != 1 for n in shape)
+    varies = tuple(n != 1 for n in shape)
     kind = WEIGHT if trained and not ignored else DATA
-    value = tape.value(shape, kind, name=path, own=own)
+    value = tape.value(shape, kind, name=path, varies=varies)
     if ignored:
         for term in value.axes:
             tape.poison(term, f"{path} lies along the units and is ignored", None)
@@ -145,7 +147,11 @@ def _value(tape: Tape, leaf: Any, path: str, ignored: bool) -> Value:
 
 
 def _mark_outputs(
-    tape: Tape, outs: Any, result: Any, state_outputs: Any, what: str
+    tape: Tape,
+    outs: Sequence[Value],
+    result: Any,
+    state_outputs: Sequence[int],
+    what: str,
 ) -> list[list[tuple[str, Value]]]:
     """Refuses units that reach an output; returns the trees that write state back."""
     flat = jax.tree_util.tree_flatten_with_path(result)[0]
@@ -170,5 +176,5 @@ def _mark_outputs(
     return list(written.values())
 
 
-def _maker(tape: Tape, value: Value) -> Any:
+def _maker(tape: Tape, value: Value) -> JaxprEqn | None:
     return next((op.eqn for op in reversed(tape.ops) if op.out is value), None)

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from volax.pairs._trace.degrees import Place, Row, plus
+from volax.pairs._trace.tape import Op
 
 TIERS = ("producer", "scale", "filter")
 
@@ -22,10 +23,10 @@ class Solution:
 
     degrees: dict[Place, int] | None
     why: str = ""
-    op: Any = None
+    op: Op | None = None
 
 
-def solve(places: Sequence[Place], rows: Sequence[tuple[Row, Any]]) -> Solution:
+def solve(places: Sequence[Place], rows: Sequence[tuple[Row, Op]]) -> Solution:
     """Looks for the one producer of a pair.
 
     Args:
@@ -74,8 +75,8 @@ def _role(place: Place) -> str:
 
 
 def _try(
-    places: Iterable[Place], rows: Iterable[tuple[Row, Any]], chosen: set[Place]
-) -> tuple[dict[Place, int] | None, Any]:
+    places: Iterable[Place], rows: Iterable[tuple[Row, Op]], chosen: set[Place]
+) -> tuple[dict[Place, int] | None, Op | None]:
     """The degrees with the chosen producer at +1, or the operation against it."""
     fixed = {}
     for place in places:
@@ -97,7 +98,7 @@ def _try(
     return degrees, None
 
 
-def _bias_op(place: Place, rows: Iterable[tuple[Row, Any]]) -> Any:
+def _bias_op(place: Place, rows: Iterable[tuple[Row, Op]]) -> Op | None:
     return next((op for row, op in rows if place in row), None)
 
 

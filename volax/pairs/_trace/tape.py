@@ -51,7 +51,8 @@ class Value:
       axes: a term for each axis longer than 1, else None.
       kind: what it depends on.
       known: the number that every entry is, where that is known.
-      own: for each axis whether its entries differ (False where broadcast).
+      varies: for each axis whether the entries along it may differ; not where one
+        entry was repeated, as ``b`` of shape ``[units]`` is along the rows of a batch.
       loops: axes of enclosing scans along which it is made one slice at a time.
       name: path of the parameter or input, or "" for a computed value.
       carried: the scan axis whose steps it connects, if it is a loop's carry.
@@ -61,7 +62,7 @@ class Value:
     axes: tuple[Term | None, ...]
     kind: Kind
     known: float | None = None
-    own: tuple[bool, ...] = ()
+    varies: tuple[bool, ...] = ()
     loops: frozenset[Term] = frozenset()
     name: str = ""
     carried: Term | None = None
@@ -192,8 +193,8 @@ class Tape:
         """A new value; axes without a term get a fresh one."""
         axes = rest.pop("axes", [None] * len(shape))
         axes = [None if n == 1 else (t or Term(n)) for n, t in zip(shape, axes)]
-        own = rest.pop("own", (True,) * len(axes))
-        made = Value(tuple(shape), tuple(axes), kind, own=tuple(own), **rest)
+        varies = rest.pop("varies", (True,) * len(axes))
+        made = Value(tuple(shape), tuple(axes), kind, varies=tuple(varies), **rest)
         self.values.append(made)
         return made
 
@@ -257,24 +258,26 @@ class Tape:
         shape = shape_of(eqn) if shape is None else tuple(shape)
         # Entries along an axis that no operand has differ, unless they are repeated.
         fresh = eqn.primitive.name != "broadcast_in_dim"
-        own = []
+        varies = []
         for i, n in enumerate(shape):
-            held = [v.own[link[i][0]] for v, link in zip(ins, links) if i in link]
-            own.append(any(held) if held else fresh and n != 1)
+            held = [v.varies[link[i][0]] for v, link in zip(ins, links) if i in link]
+            varies.append(any(held) if held else fresh and n != 1)
         new = [i for i, n in enumerate(shape) if n != 1 and axes[i] is None and fresh]
         for before, after in law.get("merges", ()):
             for i in after:
-                own[i] = any(ins[0].own[k] for k in before)
+                varies[i] = any(ins[0].varies[k] for k in before)
         if loops is None:
             loops = frozenset().union(*(v.loops for v in ins))
         kind = (
-            self._kind(ins, own, links, masks or law.get("law") == "sum")
+            self._kind(ins, varies, links, masks or law.get("law") == "sum")
             if kind is None
             else kind
         )
-        if kind == CONST and known is None and any(own):
+        if kind == CONST and known is None and any(varies):
             kind = DATA  # a table: literal numbers that are not all the same
-        out = self.value(shape, kind, axes=axes, own=own, known=known, loops=loops)
+        out = self.value(
+            shape, kind, axes=axes, varies=varies, known=known, loops=loops
+        )
         done = Op(name, tuple(ins), out, tuple(links), eqn=self.site(eqn), **law)
         for i, (v, link) in enumerate(zip(ins, links)):
             followed = {a for a, _ in link.values()}
@@ -293,10 +296,18 @@ class Tape:
     def _kind(
         self,
         ins: Sequence[Value],
-        own: Sequence[bool],
+        varies: Sequence[bool],
         links: Sequence[Links],
         masks: bool,
     ) -> Kind:
+        """The kind of a result, of axes that vary as ``varies`` says.
+
+        Data and a weight make an activation, with one exception: ``masks`` holds and
+        every axis along which the result varies is an axis along which the weight does,
+        as for a weight ``[in, units]`` times a mask ``[in, units]``. A vector
+        ``[units]`` times data ``[batch, units]`` varies along the batch, and is an
+        activation.
+        """
         kinds = {v.kind for v in ins}
         if not kinds or ACTIVATION in kinds or not {DATA, WEIGHT} <= kinds:
             return max(kinds, default=CONST)
@@ -304,7 +315,9 @@ class Tape:
             return ACTIVATION
         for v, link in zip(ins, links):
             if v.kind == WEIGHT:
-                covered = [i in link and v.own[link[i][0]] for i in range(len(own))]
-                if covered == list(own):
+                covered = [
+                    i in link and v.varies[link[i][0]] for i in range(len(varies))
+                ]
+                if covered == list(varies):
                     return WEIGHT
         return ACTIVATION
