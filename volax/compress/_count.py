@@ -91,8 +91,9 @@ def _bodies(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
 
 def _product(eqn: core.JaxprEqn) -> int:
     """The multiply-adds of a contraction or a convolution."""
-    left, right = (v.aval.shape for v in eqn.invars[:2])
-    out = math.prod(eqn.outvars[0].aval.shape)
+    avals: list[Any] = [v.aval for v in (*eqn.invars[:2], *eqn.outvars)]
+    left, right, result = (aval.shape for aval in avals)
+    out = math.prod(result)
     if eqn.primitive in _CONTRACTIONS:
         contracted = eqn.params["dimension_numbers"][0][0]
         return out * math.prod(left[i] for i in contracted)
