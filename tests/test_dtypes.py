@@ -9,9 +9,11 @@ import pytest
 
 import volax
 from tests.cases import CASES, PAIR, params
+from tests.prox.maps import MAPS
 
 # Optax's Adam divides by its integer count, so it does not run here itself.
-OURS = {name: case for name, case in CASES.items() if "adam" not in name}
+THEIRS = ("lp_adam", "volumized_adam")
+OURS = {name: case for name, case in CASES.items() if name not in THEIRS}
 NUMBERS = {"numbers": lambda v: v, "schedules": optax.constant_schedule}
 
 
@@ -64,6 +66,35 @@ def test_every_rule(case, made):
     if not case.alone:
         updates, _ = update(params(7), state, tree)  # float32 beside bfloat16
         chex.assert_trees_all_equal_dtypes(updates, params())
+
+
+# Where strengths come from: a number, the weights' own dtype, a schedule, one a matrix.
+STRENGTHS = {
+    "number": 0.5,
+    "bfloat16": jnp.bfloat16(0.5),
+    "float32": jnp.float32(0.5),
+    "array": np.full((4, 1, 1), 0.5, np.float32),
+}
+
+
+@pytest.mark.parametrize("strength", STRENGTHS.values(), ids=STRENGTHS.keys())
+@pytest.mark.parametrize("name", MAPS)
+def test_every_map_and_its_penalty(name, strength):
+    x = jax.random.normal(jax.random.key(0), (4, 3, 2), jnp.bfloat16)
+    found = [MAPS[name].call(x, strength), MAPS[name].penalty(x)]
+    assert [y.dtype for y in found] == [jnp.bfloat16, jnp.float32]
+    with jax.numpy_dtype_promotion("standard"):
+        free = [MAPS[name].call(x, strength), MAPS[name].penalty(x)]
+    chex.assert_trees_all_equal(found, free)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_every_map_behind_an_optimizer(name):
+    call = MAPS[name].call
+    tx, tree = volax.proximal(0.1, 0.5, lambda x, strength: call(x, strength)), params()
+    tree = {"w": tree["l1"]["kernel"].astype(jnp.bfloat16)}
+    updates, _ = tx.update(tree, tx.init(tree), tree)
+    chex.assert_trees_all_equal_dtypes(updates, tree)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])

@@ -93,8 +93,10 @@ def proximal_adam(
         _post_step.require_params("proximal_adam", params)
         rate, force = (_hyperparams.at(v, state.adam.count) for v in numbers.values())
         moments: Any  # Optax types every state as any tree of arrays
-        steps, moments = adam.update(updates, state.adam, params)
-        steps = optax.tree.scale(-1 * rate, steps)
+        # Optax raises a number to its integer count, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            steps, moments = adam.update(updates, state.adam, params)
+            steps = optax.tree.scale(-1 * rate, steps)
         weights = _post_step.tentative_weights("proximal_adam", steps, params, mask)
         squares = _paths.named_leaves(moments.nu)
         targets = {}
