@@ -4,6 +4,7 @@ Plain style: a loop over the parameters, one operation after the other, as a pap
 code does it. PyTorch gets the cores, or the GPU, that JAX has.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ def compare(rounds: int, only: str, size: int = 20_000_000) -> Iterator[Line]:
 def import_torch() -> Any:
     """The module, set to the cores or the GPU that JAX has."""
     try:
-        import torch
+        torch = importlib.import_module("torch")
     except ImportError:
         raise SystemExit(
             "error: PyTorch is not installed: --compare needs it"

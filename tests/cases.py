@@ -10,6 +10,7 @@ import optax
 import volax
 
 PAIR = volax.pair("l1/kernel", "l2/kernel", bias="l1/bias")
+Tree = Any  # Optax's type for trees has no entries that a test could read.
 
 
 class Case(NamedTuple):
@@ -51,11 +52,11 @@ def proximal_adam(learning_rate, strength, mask="matrices"):
 proximal_groups.__name__ = "proximal"  # as the messages name it
 
 
-def _case(factory, alone=False, **kwargs):
+def _case(factory, alone: bool = False, **kwargs: Any) -> Case:
     return Case(factory, kwargs, alone)
 
 
-RATE = {"learning_rate": 0.1}
+RATE: dict[str, Any] = {"learning_rate": 0.1}
 CASES = {
     "volumize": _case(volax.volumize, volume=0.3, mask="all"),
     "volumize-elastic": _case(volax.volumize, volume=0.3, alpha=-0.5, mask="all"),
@@ -110,7 +111,17 @@ def grads(count=5, seed=100):
     return [params(seed + i) for i in range(count)]
 
 
-def train(tx, tree, steps, state=None):
+def update(tx, grads, tree, state=None) -> tuple[Tree, Tree]:
+    """The updates of one step, from the first state if none is given, and its state."""
+    return tx.update(grads, tx.init(tree) if state is None else state, tree)
+
+
+def apply(tree, updates) -> Tree:
+    """The new parameters."""
+    return optax.apply_updates(tree, updates)
+
+
+def train(tx, tree, steps, state=None) -> tuple[Tree, Tree]:
     """Plain eager training; the parameters and the state."""
     state = tx.init(tree) if state is None else state
     for g in steps:

@@ -6,12 +6,12 @@ import sys
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import inference, mnist, packed, peers, subnormal, trees, update
 from benchmarks.sections import SECTIONS
+from tests.cases import train
 
 SMALL = {
     "bare": lambda: update.bare(1, "volum", size=8 * 12**2),
@@ -59,11 +59,9 @@ def test_pytorch_computes_the_same(name):
     peer = peers.ROWS[name]
     tensors = [peers.torch_tensors(torch, tree.values()) for tree in (params, grads)]
     run, tx = peer.torch(torch, *tensors), peer.volax(pairs)
-    state = tx.init(params)
     for _ in range(3):
         run()
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+    params, _ = train(tx, params, [grads] * 3)
     for own, other in zip(params.values(), tensors[0]):
         np.testing.assert_allclose(own, other.detach().numpy(), rtol=2e-4, atol=1e-6)
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 import volax
+from tests.cases import Tree
 
 NARROW = [jnp.float32, jnp.bfloat16, jnp.float16]
 PAIRS = [
@@ -30,7 +31,7 @@ fuzzed = hypothesis.settings(
 )
 
 
-def apply(tx, params, updates, how):
+def apply(tx, params, updates, how) -> Tree:
     """One step: eager, with the update jitted, or with update and apply fused."""
 
     def step(params, updates):
@@ -49,7 +50,7 @@ def draw(seed, p_dtype, u_dtype, size=4096, spread=1.0):
     rng = np.random.default_rng(seed)
 
     def some(dtype, powers):
-        x = rng.normal(size=size) * spread * 2.0 ** rng.integers(*powers, size)
+        x = rng.normal(size=size) * spread * 2.0 ** rng.integers(*powers, size=size)
         return jnp.asarray(x, dtype)
 
     return some(p_dtype, (-6, 4)), some(u_dtype, (-6, 4))
@@ -269,7 +270,7 @@ def test_an_infinite_step_stops_at_the_wall_and_nan_stays():
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_lp_decay_at_zero_and_at_the_smallest_weights(p, scheduled):
     order = optax.constant_schedule(p) if scheduled else p
-    tiny = np.float32([0.0, -0.0, 1e-45, 1e-38, 1e-20, 1e30])
+    tiny = np.array([0.0, -0.0, 1e-45, 1e-38, 1e-20, 1e30], np.float32)
     for zeros in ("sticky", "free"):
         tx = volax.lp_decay(0.1, 0.3, order, mask="all", zeros=zeros)
         new = apply(tx, jnp.asarray(tiny), jnp.full(6, 0.25), "eager")

@@ -1,9 +1,9 @@
 """Key paths and masks over the spellings of the libraries."""
 
 import itertools
+from typing import Any, cast
 
 import equinox as eqx
-import flax
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from flax import nnx, struct
 
 import volax
+from tests import cases
+from tests.cases import train
 from volax import _paths, masks
 
 
@@ -29,10 +31,16 @@ def test_nnx_paths_are_the_same_boxed_and_pure():
     assert set(_paths.named_leaves(state)) == expected
     assert set(_paths.named_leaves(nnx.to_pure_dict(state))) == expected
     seen = []
-    spy = optax.GradientTransformation(
-        lambda p: seen.append(set(_paths.named_leaves(p))) or optax.EmptyState(),
-        lambda u, s, p: (u, seen.append(set(_paths.named_leaves(p))) or s),
-    )
+
+    def init(params):
+        seen.append(set(_paths.named_leaves(params)))
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        seen.append(set(_paths.named_leaves(params)))
+        return updates, state
+
+    spy = optax.GradientTransformation(init, update)
     model = Net(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, spy, wrt=nnx.Param)
     optimizer.update(model, nnx.state(model, nnx.Param))
@@ -40,7 +48,9 @@ def test_nnx_paths_are_the_same_boxed_and_pure():
 
 
 def test_linen_collections_and_boxes_are_dropped():
-    dense = nn.Dense(2, kernel_init=nn.with_partitioning(nn.initializers.ones, "xy"))
+    dense = nn.Dense(
+        2, kernel_init=nn.with_partitioning(nn.initializers.ones, ("x", "y"))
+    )
     variables = dense.init(jax.random.key(0), jnp.ones((1, 3)))
     assert set(_paths.named_leaves(variables)) == {"kernel", "bias"}
     assert set(_paths.named_leaves(variables["params"])) == {"kernel", "bias"}
@@ -101,7 +111,11 @@ MODELS = {
     ),
     "linen, stacked": (
         lambda: nn.vmap(
-            nn.Dense, {"params": 0}, {"params": True}, in_axes=None, axis_size=3
+            nn.Dense,
+            {"params": 0},
+            {"params": True},
+            in_axes=cast(Any, None),
+            axis_size=3,
         )(4).init(jax.random.key(0), jnp.ones((2, 4)))["params"],
         {"kernel"},
     ),
@@ -198,10 +212,8 @@ def test_a_volume_for_each_layer():
 def test_relative_volumes_take_the_magnitude_and_leave_zero_leaves_free():
     params = {"skewed": jnp.array([0.1, -2.0]), "zero": jnp.zeros(2)}
     tx = volax.volumize(volax.relative_to_init(1.5), mask="all")
-    updates, _ = tx.update(
-        jax.tree.map(lambda x: jnp.full_like(x, 10.0), params), tx.init(params), params
-    )
-    new = optax.apply_updates(params, updates)
+    tens = jax.tree.map(lambda x: jnp.full_like(x, 10.0), params)
+    new, _ = train(tx, params, [tens])
     assert new["skewed"].tolist() == [3.0, 3.0]
     assert new["zero"].tolist() == [10.0, 10.0]
 
@@ -223,7 +235,7 @@ class NnxNamed(nnx.Module):
         self.value = nnx.Linear(4, 2, rngs=rngs)
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Struct:
     value: jax.Array
 
@@ -284,8 +296,7 @@ def test_a_pair_of_parameters_called_value():
     params = equinox_named()
     tx = volax.path_prox(0.1, 1.0, pairs=[volax.pair("attn/value", "out/value")])
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, tx.init(params), params)
-    new = optax.apply_updates(params, updates)
+    new, _ = train(tx, params, [zeros])
     assert not bool((new.out.value == params.out.value).any())
 
 
@@ -294,7 +305,7 @@ def test_the_momentum_of_parameters_called_value_is_scaled():
     params = {"value": jnp.full((2, 2), 0.5), "a": {"value": jnp.full((2, 2), 0.5)}}
     for tree in (params, nnx.State(jax.tree.map(nnx.Param, params))):
         up = jax.tree.map(lambda p: jnp.full_like(p, -1.0), tree)
-        _, state = tx.update(up, tx.init(tree), tree)
+        _, state = cases.update(tx, up, tree)
         assert [float(m.max()) for m in jax.tree.leaves(state.inner_state)] == [0.0] * 2
 
 

@@ -1,6 +1,7 @@
 """``volumized``: the momentum feels the wall, wherever Optax keeps it."""
 
 import functools
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
 import chex
@@ -13,6 +14,8 @@ import pytest
 from flax import nnx
 
 import volax
+from tests import cases
+from tests.cases import Tree
 
 # Most parameters here are vectors.
 volumized = functools.partial(volax.volumized, mask="all")
@@ -38,16 +41,15 @@ OPTIMIZERS = {
 
 def steps_until_it_moves(tx):
     """40 steps into the wall; how many of the opposite gradient to leave it."""
-    params = {"w": jnp.full((2, 2), 0.5)}
+    params, update = {"w": jnp.full((2, 2), 0.5)}, jax.jit(tx.update)
     state = tx.init(params)
-    update = jax.jit(tx.update)
     for _ in range(40):
         updates, state = update({"w": jnp.full((2, 2), -1.0)}, state, params)
-        params = optax.apply_updates(params, updates)
+        params = cases.apply(params, updates)
     np.testing.assert_allclose(params["w"], 1.0, rtol=1e-6)
     for count in range(1, 30):
         updates, state = update({"w": jnp.full((2, 2), 1.0)}, state, params)
-        moved = optax.apply_updates(params, updates)
+        moved = cases.apply(params, updates)
         if float(moved["w"].max()) < float(params["w"].min()) - 1e-6:
             return count
         params = moved
@@ -63,7 +65,7 @@ def test_a_reversed_gradient_moves_the_weight_at_the_next_step(name):
 
 
 def test_inside_multi_steps_too():
-    tx = volumized(optax.MultiSteps(optax.adam(0.1), 1), 1.0)
+    tx = volumized(optax.MultiSteps(optax.adam(0.1), 1).gradient_transformation(), 1.0)
     assert steps_until_it_moves(tx) == 1
 
 
@@ -103,7 +105,7 @@ def test_a_narrow_weight_at_the_wall_gathers_momentum_to_leave_it():
     state = tx.init(params)
     for _ in range(8):
         updates, state = tx.update({"w": jnp.ones(1, jnp.bfloat16)}, state, params)
-        params = optax.apply_updates(params, updates)
+        params = cases.apply(params, updates)
     assert float(params["w"][0]) < 0.25
 
 
@@ -111,9 +113,7 @@ def test_masked_leaves_keep_their_moment():
     params = {"in": jnp.array([0.9]), "out": jnp.array([0.9])}
     mask = volax.path_matches("in")
     tx = volumized(optax.sgd(1.0, 0.9), 1.0, mask=mask)
-    updates, state = tx.update(
-        jax.tree.map(lambda x: -x, params), tx.init(params), params
-    )
+    updates, state = cases.update(tx, jax.tree.map(lambda x: -x, params), params)
     trace = optax.tree.get(state, "trace")
     assert float(trace["in"][0]) == 0
     np.testing.assert_array_equal(trace["out"], -params["out"])
@@ -131,7 +131,7 @@ def test_a_field_of_another_name():
     assert float(optax.tree.get(state, "m")["w"][0, 0]) == 0
 
 
-def scanned(tx, params, grads):
+def scanned(tx, params, grads) -> tuple[Tree, Tree]:
     """All steps in one scan; parameters and state after the last."""
 
     @jax.jit
@@ -154,7 +154,7 @@ def test_steps_inward_below_an_ulp_leave_the_wall(start, alpha, every):
     tx = volumized(optax.sgd(1e-3, momentum=0.9), 1.0, alpha)
     if every > 1:
         inner = optax.MultiSteps(optax.sgd(1e-3, momentum=0.9), every)
-        tx = volumized(inner, 1.0, alpha)
+        tx = volumized(inner.gradient_transformation(), 1.0, alpha)
     params, _ = scanned(tx, jnp.array([start]), jnp.full((10_000, 1), 2e-5 * start))
     # Momentum makes every step ten times the gradient's. Steps of 3 ulps round.
     moved = 1 - abs(float(params[0]))
@@ -194,7 +194,10 @@ def test_no_moment_is_an_error(make):
 def test_leaves_whose_optimizer_has_no_moment_are_named(other):
     params = {k: jnp.full((2, 2), 0.9) for k in "abcdefg"}
     labels = {k: "with" if k < "c" else "without" for k in params}
-    optimizers = {"with": optax.adam(0.1), "without": other()}
+    optimizers: dict[Hashable, optax.GradientTransformation] = {
+        "with": optax.adam(0.1),
+        "without": other(),
+    }
     tx = volumized(optax.partition(optimizers, labels), 1.0)
     with pytest.raises(ValueError, match=r"for c, d, e and 2 more leaves; .*mask=.*"):
         tx.update(params, tx.init(params), params)
@@ -244,9 +247,9 @@ def test_only_the_first_moment_is_scaled_whatever_parts_are_called(tree, wrapped
     grads = jax.tree.map(lambda x: -jnp.ones_like(x), params)
     plain = WRAPPED[wrapped](0.5)
     tx = volumized(plain, 1.0)
-    _, state = tx.update(grads, tx.init(params), params)
+    _, state = cases.update(tx, grads, params)
     _, expected = plain.update(grads, plain.init(params), params)
-    hit, free = np.float32([0.0, -0.1])
+    hit, free = np.array([0.0, -0.1], np.float32)
     unchanged, scaled = 0, 0
     for one, other in zip(
         jax.tree.leaves(state.inner_state), jax.tree.leaves(expected)

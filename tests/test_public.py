@@ -44,7 +44,7 @@ def test_the_names_of_the_contract_and_no_others_are_public():
 
 
 def test_help_lists_the_public_names_alone():
-    text = pydoc.render_doc(volax, renderer=pydoc.plaintext)
+    text = pydoc.plain(pydoc.render_doc(volax))
     functions = text[text.index("\nFUNCTIONS\n") : text.index("\nVERSION\n")]
     listed = re.findall(r"^    (\w+)\(", functions, re.MULTILINE)
     assert listed == sorted(NAMES)

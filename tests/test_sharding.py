@@ -159,7 +159,8 @@ def test_vmap_and_scan_on_a_mesh(kind):
     @jax.jit
     def scanned(params, grads):
         def step(carry, _):
-            return sharded.step_of(tx)(*carry, grads), None
+            params, state = carry
+            return sharded.step_of(tx)(params, state, grads), None
 
         return jax.lax.scan(step, (params, tx.init(params)), length=1)[0][0]
 

@@ -1,5 +1,8 @@
 """Equinox modules through report, compact, save, load and pack."""
 
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -22,7 +25,7 @@ class Conv(eqx.Module):
     point: eqx.nn.Conv2d
     head: eqx.nn.Linear
     drop: eqx.nn.Dropout
-    activation: object
+    activation: Callable[[jax.Array], jax.Array]
 
     def __init__(self, multiplier=1, per_group=1):
         channels = 8
@@ -151,7 +154,7 @@ def test_what_was_not_cut_or_is_not_known_stays():
 
 
 def test_a_depthwise_multiplier_stays():
-    model = Conv(multiplier=2)
+    model: Any = Conv(multiplier=2)
     cut = eqx.tree_at(
         lambda m: [m.depth.weight, m.depth.bias, m.point.weight], model,
         [model.depth.weight[:6], model.depth.bias[:6], model.point.weight[:, :6]],

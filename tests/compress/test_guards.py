@@ -257,12 +257,11 @@ def test_names_that_end_alike_are_not_taken_for_neighbours():
         assert volax.compact(params | near, pair).sizes["l1/kernel"] == (6, 6)
         assert volax.report(params | near, pair).total["alive"] == 6
     collections = {"params": params, "batch_stats": {"l1": {"mean": jnp.ones(8)}}}
-    apart = {"params": params, "state": collections["batch_stats"]}
-    for given in ({"params": collections}, apart):
+    for tree, state in ((collections, None), (params, collections["batch_stats"])):
         with pytest.raises(ValueError, match=r"l1/mean' of shape .* stands beside"):
-            volax.compact(given.pop("params"), pair, **given)
+            volax.compact(tree, pair, state=state)
     # The statistics of another module that is itself called l1.
-    params["enc"] = {"l1": {"kernel": jnp.ones((2, 8))}}
+    params = params | {"enc": {"l1": {"kernel": jnp.ones((2, 8))}}}
     state = {"enc": {"l1": {"mean": jnp.ones(8)}}}
     assert volax.compact(params, pair, state=state).sizes["l1/kernel"] == (6, 6)
 
@@ -273,13 +272,11 @@ def test_a_moment_is_known_by_all_steps_of_its_path(nested):
     layers = {"w1": normal(0, (6, 8)), "w2": normal(1, (8, 3)).at[:3].set(0)}
     params = {**layers, "mu": {"w1": normal(2, (6, 8)), "w2": normal(3, (8, 3))}}
     tx = optax.adam(1e-2)
-    state = (tx.init(params),) if nested else tx.init(params)
     numbers = jax.tree.map(
         lambda p: jnp.arange(1.0, p.size + 1).reshape(p.shape), params
     )
-    adam = state[0][0] if nested else state[0]
-    adam = adam._replace(mu=numbers, nu=numbers)
-    state = ((adam, *state[0][1:]),) if nested else (adam, *state[1:])
+    state = optax.tree.set(tx.init(params), mu=numbers, nu=numbers)
+    state = (state,) if nested else state
     small = volax.compact(params, PAIR, opt_state=state)
     after = small.opt_state[0][0] if nested else small.opt_state[0]
     assert jax.tree.map(jnp.shape, after.mu) == jax.tree.map(jnp.shape, small.params)

@@ -108,6 +108,7 @@ def test_a_dead_head_of_an_nnx_attention_goes(side):
     model = Net()
     attention = model.attention
     for projection in (attention.query, attention.key):
+        assert projection.bias is not None
         projection.bias[...] = normal(7, HEADS, SIZE)
     if side == "value":
         attention.value.kernel[...] = attention.value.kernel[...].at[:, 1].set(0)

@@ -12,6 +12,7 @@ import volax
 from tests.compress.models import MODELS, killed, marks, same_gradients
 from volax import _paths
 from volax.compress import compact
+from volax.pairs import _layout
 
 SIZES = {"g": 3, "u": 5, "w": 4}
 
@@ -37,7 +38,7 @@ def units_at_random(params, groups, seed):
             count = rng.integers(1, row.size - 1)
             row[rng.permutation(row.size)[:count]] = 0
         for m in group.consumers:
-            leaves[m.path] = volax.pairs._layout.scale(
+            leaves[m.path] = _layout.scale(
                 m, group.sizes, leaves[m.path], jnp.asarray(factors)
             )
     return jax.tree_util.tree_map_with_path(

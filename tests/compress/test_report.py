@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -62,13 +63,20 @@ def test_a_weight_a_few_ulps_below_the_wall_is_at_it():
     assert report(params, volume=0.1).leaves[0].at_wall == 2
 
 
-WALLS = {
+WALLS: dict[str, Any] = {
     "number": 0.5,
     "columns": np.array([0.5, 0.25, np.inf, 0.4]),
     "rows": jnp.array([[0.5], [0.0], [1.0]]),
     "entries": np.full((3, 4), 0.5),
-    "tree": {"l1": {"kernel": np.float32([0.5, 0.25, 0.5, 0.4])}, "l2": 0.3},
+    "tree": {"l1": {"kernel": np.array([0.5, 0.25, 0.5, 0.4], np.float32)}, "l2": 0.3},
 }
+
+
+def wall_of(volume, path) -> Any:
+    """The wall that a volume gives to one of two layers."""
+    if isinstance(volume, dict):
+        return volume["l2"] if path == "l2" else volume["l1"]["kernel"]
+    return volume
 
 
 @pytest.mark.parametrize("name", WALLS)
@@ -85,9 +93,7 @@ def test_the_wall_of_volumize_is_the_wall_of_the_report(name):
     )
     assert one["l1/bias"].at_wall is None
     for path, w in {"l1/kernel": kernel, "l2": kernel * 2}.items():
-        wall = volume
-        if isinstance(volume, dict):
-            wall = volume["l2"] if path == "l2" else volume["l1"]["kernel"]
+        wall = wall_of(volume, path)
         expected = np.sum(np.abs(w) >= np.broadcast_to(wall, w.shape))
         assert one[path].at_wall == other[path].at_wall == expected
         assert other[path].wall == np.max(np.asarray(wall)[np.isfinite(wall)])
@@ -111,9 +117,8 @@ def test_stable_rank(shape):
     if w.size:
         matrix = w.reshape(-1, shape[-1])
         expected = (np.linalg.norm(matrix) / np.linalg.norm(matrix, 2)) ** 2
-    np.testing.assert_allclose(
-        report({"w": jnp.asarray(w)}).leaves[0].stable_rank, expected, rtol=0.02
-    )
+    found = report({"w": jnp.asarray(w)}).leaves[0].stable_rank
+    assert found == pytest.approx(expected, rel=0.02)
 
 
 def test_what_is_left_is_what_compact_leaves():

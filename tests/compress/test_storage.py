@@ -392,6 +392,7 @@ def test_a_kill_during_save_leaves_a_whole_file(tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(code), path], stdout=subprocess.PIPE
         )
+        assert process.stdout is not None
         assert process.stdout.readline() == b"0\n"
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)

@@ -1,5 +1,7 @@
 """The zoo of the tracer: traced groups, random units killed, the same function."""
 
+from typing import Any
+
 import flax.linen as nn
 import haiku as hk
 import jax
@@ -204,7 +206,7 @@ class Normed(nn.Module):
 
 def test_a_running_mean_keeps_a_unit_alive():
     model, x = Normed(), drawn(4, 5)
-    variables = model.init(KEY, x)
+    variables: Any = model.init(KEY, x)
     groups = find_groups(model, variables, x)
     stats = jax.tree.map(lambda s: s + 0.7, variables["batch_stats"])
     params = variables["params"]

@@ -22,7 +22,7 @@ def mlp(p, x):
     return jax.nn.relu(x @ p["w1"] + p["b1"]) @ p["w2"]
 
 
-def mapped(body, params=WHOLE, inputs=BATCH, outputs=BATCH, **more):
+def mapped(body, params: P | dict[str, P] = WHOLE, inputs=BATCH, outputs=BATCH, **more):
     """A function of the mesh: its body on every device."""
 
     def on(mesh):

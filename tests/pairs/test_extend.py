@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 import volax
 from volax import check_groups, find_groups, find_pairs
@@ -19,9 +20,7 @@ def primitive(name, run):
     made = Primitive(name)
     made.def_impl(run)
     made.def_abstract_eval(lambda x, *_: x)
-    jax.interpreters.mlir.register_lowering(
-        made, jax.interpreters.mlir.lower_fun(run, multiple_results=False)
-    )
+    mlir.register_lowering(made, mlir.lower_fun(run, multiple_results=False))
     return made
 
 

@@ -43,9 +43,10 @@ def killed(group, params, members):
     """The parameters with three units' weights at zero in the given members."""
     alive = np.ones(group.sizes, np.float32)
     alive.reshape(-1)[[0, 2, -1]] = 0
+    factors = jnp.asarray(alive)
     new = dict(params)
     for m in members:
-        new[m.path] = np.asarray(_layout.scale(m, group.sizes, new[m.path], alive))
+        new[m.path] = np.asarray(_layout.scale(m, group.sizes, new[m.path], factors))
     return new
 
 

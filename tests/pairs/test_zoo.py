@@ -533,7 +533,9 @@ class NnxRecurrent(nnx.Module):
         self.head = nnx.Linear(6, 3, rngs=rngs)
 
     def __call__(self, x):
-        return self.head(self.rnn(x)[:, -1])
+        steps = self.rnn(x)
+        assert isinstance(steps, jax.Array)  # without the last carry
+        return self.head(steps[:, -1])
 
 
 def linen_recurrent(rnn):

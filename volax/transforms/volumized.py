@@ -29,7 +29,7 @@ def volumized(
     alpha: Hyperparameter = 0.0,
     *,
     mask: Any = "matrices",
-    momentum: tuple[str, ...] = ("mu", "trace", "ema"),
+    momentum: str | tuple[str, ...] = ("mu", "trace", "ema"),
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wraps an optimizer so that its weights and its momentum meet a wall.
 
@@ -74,7 +74,7 @@ def volumized(
     """
     inner = optax.with_extra_args_support(inner)
     wall = make_wall("volumized", volume, alpha, mask)
-    momentum = (momentum,) if isinstance(momentum, str) else tuple(momentum)
+    names = (momentum,) if isinstance(momentum, str) else tuple(momentum)
 
     def init(params: optax.Params) -> VolumizedState:
         return VolumizedState(inner.init(params), wall.init(params))
@@ -97,7 +97,7 @@ def volumized(
             path: _hit(before[path], after[path], weights[path].before, t, restitution)
             for path, t in targets.items()
         }
-        inner_state = _scale_momentum(inner_state, hits, restitution, momentum, params)
+        inner_state = _scale_momentum(inner_state, hits, restitution, names, params)
         return bounded, VolumizedState(inner_state, wall_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
