@@ -109,7 +109,7 @@ def _alive(axes: "Axes", report: "Report") -> None:
     axes.barh(rows, [g.units for g in groups], 0.62, color=_PALE, linewidth=0)
     axes.barh(rows, [g.alive for g in groups], 0.62, color=_BLUE, linewidth=0)
     widest = max(g.units for g in groups)
-    for row, group in zip(rows, groups):
+    for row, group in enumerate(groups):
         axes.text(
             group.units + 0.02 * widest,
             row,

@@ -20,7 +20,7 @@ from volax.compress._plan import fitted, plan
 from volax.compress.packing import Packed, is_packed
 from volax.compress.quantize import walls_of
 from volax.pairs._layout import unit_indices
-from volax.pairs.records import Group
+from volax.pairs.records import Group, Written
 
 if TYPE_CHECKING:  # an extra, loaded where a figure is drawn
     from matplotlib.figure import Figure
@@ -186,7 +186,7 @@ class Report:
 
 def report(
     params: Any,
-    groups: Group | Iterable[Group] | None = None,
+    groups: Written | Iterable[Written] | None = None,
     *,
     volume: Any = None,
     mask: Any = "matrices",
