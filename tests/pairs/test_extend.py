@@ -1,5 +1,7 @@
 """Rules that a user registers, and parameters that a user leaves out."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -67,6 +69,27 @@ def test_a_rule_that_raises_refuses():
 
     refused = find_groups(net(made.bind), W, X).refused
     assert any(r.path == "w1" and "not today" in r.reason for r in refused)
+
+
+@pytest.mark.parametrize(
+    ("law", "match"),
+    [
+        ({"law": "typo"}, "law must be 'equal', .* got 'typo'"),
+        ({"zero": "never"}, "zero must be 'all', .* got 'never'"),
+        ({"law": "sum", "weights": (1,)}, "of 2 operands got 1 weights"),
+        ({"weights": (1, 1)}, "law 'equal' of 2 operands got 2 weights"),
+    ],
+)
+def test_a_rule_that_misspells_its_law_refuses(law, match):
+    made = primitive("misspelt", jnp.maximum)
+
+    @register_rule(made)
+    def rule(tape, eqn, *operands):
+        return elementwise(tape, eqn, *operands, **law)
+
+    found = find_groups(net(made.bind), W, X)
+    assert not [g for g in found if g.producers[0].path == "w1"]
+    assert any(re.search(match, r.reason) for r in found.refused)
 
 
 def test_what_takes_no_rule():

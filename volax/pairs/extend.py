@@ -1,6 +1,6 @@
 """Rules of the user's own, for primitives that the tracer does not know."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 R = TypeVar("R", bound=Callable[..., Any])
@@ -69,7 +69,8 @@ def elementwise(
     eqn: Any,
     *operands: Any,
     law: Literal["equal", "sum", "drop", "zero"] = "equal",
-    **more: Any,
+    weights: Sequence[Any] = (),
+    zero: Literal["all", "any", "lost"] = "all",
 ) -> Any:
     """The traced result of an operation on each entry, for :func:`register_rule`.
 
@@ -85,12 +86,16 @@ def elementwise(
         the product of the operands' factors to the powers ``weights``), ``"drop"``
         (all alike, and the result does not: a comparison), ``"zero"`` (no such rule:
         tanh).
-      **more: ``weights``, one for each operand under ``law="sum"``; ``zero``, when the
-        result is zero at a unit: where ``"all"`` (the default) or ``"any"`` of the
+      weights: powers of the operands' factors under ``law="sum"``, one for each.
+      zero: when the result is zero at a unit: where ``"all"`` or ``"any"`` of the
         operands are, or ``"lost"`` where it need not be.
 
     Returns:
       The result.
+
+    Raises:
+      ValueError: an unknown ``law`` or ``zero``, or weights that do not fit; raised in
+        a rule it refuses what the equation touches.
 
     Example:
       >>> def hypot(tape, eqn, x, y):
@@ -103,4 +108,17 @@ def elementwise(
     """
     from volax.pairs._trace.rules.elementwise import elementwise as lined_up
 
-    return lined_up(tape, eqn, *operands, law=law, **more)
+    if law not in ("equal", "sum", "drop", "zero"):
+        raise ValueError(
+            f"elementwise: law must be 'equal', 'sum', 'drop' or 'zero', got {law!r}"
+        )
+    if zero not in ("all", "any", "lost"):
+        raise ValueError(
+            f"elementwise: zero must be 'all', 'any' or 'lost', got {zero!r}"
+        )
+    if len(weights) != (len(operands) if law == "sum" else 0):
+        raise ValueError(
+            f"elementwise: law {law!r} of {len(operands)} operands got "
+            f"{len(weights)} weights; they go with 'sum', one for each operand"
+        )
+    return lined_up(tape, eqn, *operands, law=law, weights=tuple(weights), zero=zero)
