@@ -53,6 +53,8 @@ def _injected(pairs: Any) -> Any:
     return optax.inject_hyperparams(volax.lp_decay)(RATE, 0.1, 0.8, mask="matrices")
 
 
+_SCAD = functools.partial(volax.prox.scad, knee=0.05)
+_MCP = functools.partial(volax.prox.mcp, knee=0.05)
 _LP = functools.partial(volax.prox.lp, p=0.7)
 _GROUPS = functools.partial(volax.prox.group_soft_threshold, axis=0)
 _SCHEDULE = optax.linear_schedule(2.0, 0.5, 10**6)
@@ -73,6 +75,10 @@ ROWS = (
     Row("lp_decay p injected", _behind(_injected), 28, 1.55, 1.15),
     Row("lp_decay p=1, volumize", _behind(_decay(1), _wall()), 28, None, None),
     Row("proximal l1", _proximal(volax.prox.soft_threshold), 28, 1.10, 1.04),
+    Row("proximal l0", _proximal(volax.prox.hard_threshold), 28, 1.10, 1.04),
+    Row("proximal elastic net", _proximal(volax.prox.elastic_net), 28, 1.10, 1.04),
+    Row("proximal scad", _proximal(_SCAD), 28, 1.10, 1.04),
+    Row("proximal mcp", _proximal(_MCP), 28, 1.10, 1.04),
     Row("proximal l1/2", _proximal(volax.prox.half_threshold), 28, None, None),
     Row("proximal lp p=0.7", _proximal(_LP), 28, None, None),
     Row("proximal groups", _proximal(_GROUPS), 32, None, None),

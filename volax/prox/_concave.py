@@ -77,13 +77,20 @@ def scad(
     knee, a = jnp.asarray(knee, y.dtype), jnp.asarray(a, y.dtype)
     size, some = jnp.abs(y), jnp.where(jnp.isinf(s), 1, s)
     curvature = 1 - some / ((a - 1) * knee)
-    inside = jnp.clip(size - some, 0, knee)
-    # Where the bent part is not convex its ends are the candidates: those belong to
-    # the parts beside it as well.
-    bent = (size - some * a / (a - 1)) / jnp.where(curvature > 0, curvature, 1)
-    bent = jnp.clip(jnp.where(curvature > 0, bent, knee), knee, a * knee)
-    outside = jnp.maximum(size, a * knee)
-    best = _least(size, some, lambda z: _scad(z, knee, a), (inside, bent, outside))
+    convex = curvature > 0
+    soft = jnp.maximum(size - some, 0)
+    # Convex: soft, bent and the identity are lines of slopes 1, more than 1, and 1 that
+    # meet at knee + strength and at a knee, so the map is the least of the last and the
+    # larger of the others. Otherwise it jumps from soft to the identity where both cost
+    # strength knee (a + 1) / 2: soft costs size^2 / 2 at 0, and behind it
+    # strength size - strength^2 / 2.
+    gain = jnp.where(convex, 1 / jnp.where(convex, curvature, 1), 0)
+    bent = (size - some * a / (a - 1)) * gain
+    flat = knee * (a + 1)
+    jump = jnp.where(some < flat, (some + flat) / 2, jnp.sqrt(some * flat))
+    jump = jnp.where(convex, jnp.inf, jump)
+    best = jnp.minimum(size, jnp.maximum(soft, bent))
+    best = jnp.where(size > jump, size, best)
     return _signed(best, y, s).astype(x.dtype)
 
 
@@ -144,25 +151,14 @@ def mcp(
     knee = jnp.asarray(knee, y.dtype)
     size, some = jnp.abs(y), jnp.where(jnp.isinf(s), 1, s)
     curvature = 1 - some / knee
-    inside = (size - some) / jnp.where(curvature > 0, curvature, 1)
-    inside = jnp.clip(jnp.where(curvature > 0, inside, 0), 0, knee)
-    outside = jnp.maximum(size, knee)
-    best = _least(size, some, lambda z: _mcp(z, knee), (inside, outside))
+    convex = curvature > 0
+    # Convex: zero up to the strength, then a line that meets the identity at the knee.
+    # Otherwise zero costs size^2 / 2 and the identity strength knee / 2.
+    gain = jnp.where(convex, 1 / jnp.where(convex, curvature, 1), 1)
+    shift = jnp.where(convex, some, 0)
+    dead = jnp.where(convex, some, jnp.sqrt(some * knee))
+    best = jnp.where(size > dead, jnp.minimum((size - shift) * gain, size), 0)
     return _signed(best, y, s).astype(x.dtype)
-
-
-def _least(size: jax.Array, s: jax.Array, penalty, candidates) -> jax.Array:
-    """The candidate of the least objective for each size; the first one among equals.
-
-    Written as the gain over z = size, so that large weights lose no digits.
-    """
-    best, least = None, None
-    for z in candidates:
-        value = s * (penalty(z) - penalty(size)) + jnp.square(z - size) / 2
-        better = True if least is None else value < least
-        best = z if best is None else jnp.where(better, z, best)
-        least = value if least is None else jnp.where(better, value, least)
-    return best  # pyright: ignore[reportReturnType]
 
 
 def _signed(best: jax.Array, x: jax.Array, s: jax.Array) -> jax.Array:
