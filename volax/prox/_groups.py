@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from volax.prox._lp_norms import l1_norm, soft_threshold
+from volax.prox._threshold import group_shrinkage
 from volax.prox._wide import wide
 
 Axes = int | Sequence[int]
@@ -76,10 +77,7 @@ def group_soft_threshold(
     axes = _axes(y, axis, "group_soft_threshold")
     norm = _norm(y, axes)
     if not _varies(s, y.ndim, axes):
-        alive = norm > s
-        factor = jnp.where(alive, 1 - jnp.where(alive, s, 0) / _safe(norm, alive), 0)
-        factor = jnp.where(jnp.isfinite(norm) & (s > 0), factor, 1)
-        return (y * factor).astype(x.dtype)
+        return (y * group_shrinkage(norm, s)).astype(x.dtype)
     # z_i = x_i n / (n + s_i), where n is the norm of z: sum (x_i / (n + s_i))^2 = 1.
     none = (s == 0) & (y != 0)
     reach = jnp.where(jnp.isinf(s) | (s == 0), 0, y / jnp.where(s > 0, s, 1))
@@ -234,7 +232,7 @@ def max_norm(
     norm = _norm(y, axes)
     far = (norm > limit) & jnp.isfinite(norm)
     if not _varies(s, y.ndim, axes):
-        factor = jnp.where(far & (s > 0), limit / _safe(norm, far), 1)
+        factor = jnp.where(far & (s > 0), limit / jnp.where(far, norm, 1), 1)
         return (y * factor).astype(x.dtype)
     # z_i = x_i / (1 + m s_i) with a multiplier m >= 0: sum (x_i / (1 + m s_i))^2 = c^2.
     some = jnp.where(jnp.isinf(s), jnp.finfo(y.dtype).max ** 0.5, s)
@@ -295,10 +293,6 @@ def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Euclidean norm over the axes, which stay with size 1; derivative 0 at 0."""
     square = jnp.sum(jnp.square(x), axes, keepdims=True)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), square)
-
-
-def _safe(norm: jax.Array, where: jax.Array) -> jax.Array:
-    return jnp.where(where, norm, 1)
 
 
 def _axes(x: jax.Array, axis: Axes, name: str) -> tuple[int, ...]:
