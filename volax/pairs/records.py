@@ -304,6 +304,42 @@ def _hint(written: Axis) -> str:
     )
 
 
+def listed(
+    records: Written | Iterable[Written],
+    what: str,
+    argument: str = "groups",
+    searches: str = "volax.find_groups",
+) -> tuple[Written, ...]:
+    """The records of an argument as a tuple.
+
+    Args:
+      records: one record, or an iterable of them.
+      what: who asks, for errors.
+      argument: what it is called there.
+      searches: what finds such records, for errors.
+
+    Returns:
+      The records.
+
+    Raises:
+      ValueError: something else than a record, or nothing at all.
+    """
+    found = (records,) if isinstance(records, Written) else records
+    found = tuple(found) if isinstance(found, Iterable) else (found,)
+    if not found:
+        raise ValueError(
+            f"{what}: {argument} is empty, expected at least one "
+            f"{argument.removesuffix('s')}"
+        )
+    for record in found:
+        if not isinstance(record, Written):
+            raise ValueError(
+                f"{what}: {argument} must hold records of volax.pair or {searches}, "
+                f"got {type(record).__name__}"
+            )
+    return found
+
+
 def as_groups(pairs: Written | Iterable[Written], what: str) -> tuple[Written, ...]:
     """The pairs of an argument as a tuple, checked to be homogeneous.
 
@@ -317,16 +353,8 @@ def as_groups(pairs: Written | Iterable[Written], what: str) -> tuple[Written, .
     Raises:
       ValueError: something else than a pair, or nothing at all.
     """
-    groups = (pairs,) if isinstance(pairs, Written) else pairs
-    groups = tuple(groups) if isinstance(groups, Iterable) else (groups,)
-    if not groups:
-        raise ValueError(f"{what}: pairs is empty, expected at least one pair")
+    groups = listed(pairs, what, "pairs", "volax.find_pairs")
     for group in groups:
-        if not isinstance(group, Written):
-            raise ValueError(
-                f"{what}: pairs must hold records of volax.pair or volax.find_pairs, "
-                f"got {type(group).__name__}"
-            )
         if not group.homogeneous:
             raise ValueError(
                 f"{what}: the group {group.name} is no pair: rescaling its units "

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from volax import _paths, masks, prox
+from volax import masks, prox
 from volax._numerics import wide
 from volax._sharding import alike, pinned
 from volax.pairs import _layout, records
 from volax.pairs._path_norm import path_norms, side_norms
 from volax.pairs.records import Group, Written
-from volax.transforms import _hyperparams, _post_step
+from volax.transforms import _hyperparams, _post_step, _units
 from volax.transforms._hyperparams import Hyperparameter
 
 
@@ -120,7 +120,8 @@ def path_prox(
     def update(updates, state, params=None, **extra_args):
         del extra_args
         _post_step.require_params("path_prox", params)
-        groups = _present(written, params)
+        groups, leaves = _units.present("path_prox", written, params)
+        records.check_disjoint(groups, leaves)
         paths = {m.path for g in groups for m in g.members}
         if balance:
             paths |= {m.path for g in groups for m in g.output_biases or ()}
@@ -144,27 +145,6 @@ def path_prox(
         return _post_step.deltas(updates, weights, targets), state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _present(written: tuple[Written, ...], params: Any) -> tuple[Group, ...]:
-    """The pairs fitted to the tree, without those that are masked out as a whole."""
-    leaves = _paths.named_leaves(params, absent=True)
-    absent = [path for path, leaf in leaves.items() if _paths.is_absent(leaf)]
-    groups = []
-    for group in written:
-        paths = [m.path for m in group.members]
-        gone = [path for path in paths if any(_paths.is_above(a, path) for a in absent)]
-        if len(gone) == len(paths):
-            continue
-        if gone:
-            kept = [path for path in paths if path not in gone]
-            raise ValueError(
-                f"path_prox: the pair {group.name} is masked out by half: "
-                f"{', '.join(gone)} masked, {', '.join(kept)} not"
-            )
-        groups.append(group.fit(leaves, "path_prox: pair"))
-    records.check_disjoint(groups, leaves)
-    return tuple(groups)
 
 
 class _Scales(NamedTuple):

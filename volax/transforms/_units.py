@@ -1,0 +1,53 @@
+"""Records of units beside the parameters that an update gets."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from volax import _paths
+from volax.pairs.records import Group, Member, Written
+
+Side = Callable[[Written], Iterable[Member]]
+
+
+def present(
+    name: str,
+    written: Iterable[Written],
+    params: Any,
+    *,
+    kind: str = "pair",
+    side: Side = lambda record: record.members,
+) -> tuple[tuple[Group, ...], dict[str, Any]]:
+    """The records that are in a tree, fitted to it.
+
+    ``optax.masked`` and ``optax.partition`` take leaves out of the tree. A record of
+    which all are out is left out as well.
+
+    Args:
+      name: the transformation, for errors.
+      written: pairs or groups.
+      params: the parameters, of which some may be absent.
+      kind: how errors call a record.
+      side: the members that the transformation reads or changes.
+
+    Returns:
+      The records, and the leaves of the tree by key path.
+
+    Raises:
+      ValueError: a record does not fit the tree, or is masked out by half.
+    """
+    leaves = _paths.named_leaves(params, absent=True)
+    absent = [path for path, leaf in leaves.items() if _paths.is_absent(leaf)]
+    groups = []
+    for group in written:
+        paths = list(dict.fromkeys(m.path for m in side(group)))
+        gone = [path for path in paths if any(_paths.is_above(a, path) for a in absent)]
+        if len(gone) == len(paths):
+            continue
+        if gone:
+            kept = [path for path in paths if path not in gone]
+            raise ValueError(
+                f"{name}: the {kind} {group.name} is masked out by half: "
+                f"{', '.join(gone)} masked, {', '.join(kept)} not"
+            )
+        groups.append(group.fit(leaves, f"{name}: {kind}"))
+    return tuple(groups), leaves
