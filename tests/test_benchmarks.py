@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import inference, mnist, packed, peers, subnormal, trees, update
+from benchmarks import (
+    frontier,
+    inference,
+    mnist,
+    packed,
+    peers,
+    subnormal,
+    trees,
+    update,
+)
 from benchmarks.sections import SECTIONS
 from tests.cases import train
 
@@ -84,3 +93,25 @@ def test_the_command_writes_its_figures(monkeypatch, capsys, tmp_path):
     assert written["machine"]["versions"]["jax"] == jax.__version__
     (row,) = written["rows"]
     assert row["row"] in capsys.readouterr().out.replace("packed   ", "packed ")
+
+
+def test_a_study_trains_what_is_missing_and_prints_a_table(
+    tmp_path, monkeypatch, capsys
+):
+    net = frontier.NETS["digits-256"]._replace(widths=(16,), targets=((8,),), epochs=4)
+    monkeypatch.setitem(frontier.NETS, "tiny", net)
+    results = tmp_path / "results.jsonl"
+    methods = [name for name in frontier.METHODS if name != "plain"]
+    for last, seeds in (("plain", "1"), ("plain", "2")):
+        command = ["--nets=tiny", f"--methods={','.join([*methods, last])}"]
+        frontier.main([*command, "--seeds", seeds, "--results", str(results)])
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [row["seed"] for row in rows].count(0) == len(rows) / 2
+    assert all(0 < row["accuracy"] < 1 for row in rows)
+    cut = {row["method"]: row["units"] for row in rows}
+    assert cut["plain"] == [16]
+    assert cut["small"] == [8]
+    printed = capsys.readouterr().out.splitlines()
+    assert len([line for line in printed if line.startswith("| tiny")]) == 2 * len(
+        {(row["method"], str(row["setting"])) for row in rows}
+    )
