@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -94,11 +94,6 @@ class Member:
         """The number of the axis that carries the units, or of all such axes."""
         numbers = tuple(a.axis for a in self.axes)
         return numbers[0] if len(numbers) == 1 else numbers
-
-    def elements(self, shape: tuple[int, ...]) -> tuple[frozenset[int], ...]:
-        """The indices that the units take along each axis of the parameter."""
-        taken = {a.axis: frozenset(a.indices().ravel().tolist()) for a in self.axes}
-        return tuple(taken.get(i, frozenset(range(n))) for i, n in enumerate(shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,33 +358,72 @@ def as_groups(pairs: Written | Iterable[Written], what: str) -> tuple[Written, .
     return groups
 
 
-def check_disjoint(groups: Sequence[Group], leaves: Mapping[str, Any]) -> None:
+def check_sides(groups: Sequence[Group]) -> None:
     """Refuses a weight that belongs to two pairs on the same side.
 
     Args:
       groups: fitted groups.
-      leaves: arrays by key path.
 
     Raises:
       ValueError: two producers, or two consumers, share elements of a parameter.
     """
-    for side in ("producers", "consumers"):
-        shared: dict[str, list[tuple[Member, Group]]] = {}
-        for group in groups:
-            for m in getattr(group, side):
-                shared.setdefault(m.path, []).append((m, group))
-        for path, owners in shared.items():
-            shape = jnp.shape(leaves[path])
-            for (m, one), (n, other) in itertools.combinations(owners, 2):
-                if _overlap(m, n, shape):
-                    raise ValueError(
-                        f"{path!r} is a {m.role} of two pairs whose units "
-                        f"overlap: {one.name} and {other.name}"
-                    )
+    for one, m, other, n in _shared(groups):
+        if m.role == n.role and m.role != "bias":
+            raise ValueError(
+                f"{m.path!r} is a {m.role} of two pairs whose units "
+                f"overlap: {one.name} and {other.name}"
+            )
+
+
+def check_disjoint(groups: Sequence[Group], what: str) -> None:
+    """Refuses a weight that belongs to two pairs on any side.
+
+    Args:
+      groups: fitted groups.
+      what: what needs them apart, for errors.
+
+    Raises:
+      ValueError: two pairs share elements of a parameter.
+    """
+    for one, m, other, n in _shared(groups):
+        raise ValueError(
+            f"{what}, but {m.path!r} is a {m.role} of {one.name} and a {n.role} of "
+            f"{other.name}"
+        )
+
+
+def conflicts(groups: Sequence[Group]) -> list[frozenset[int]]:
+    """For each fitted pair the places of those that it shares weights with."""
+    place = {id(g): k for k, g in enumerate(groups)}
+    found: list[set[int]] = [set() for _ in groups]
+    for one, _, other, _ in _shared(groups):
+        found[place[id(one)]].add(place[id(other)])
+        found[place[id(other)]].add(place[id(one)])
+    return [frozenset(places) for places in found]
+
+
+def _shared(
+    groups: Iterable[Group],
+) -> Iterator[tuple[Group, Member, Group, Member]]:
+    """Two pairs and the members with which they rescale the same entries."""
+    owners: dict[str, list[tuple[Group, Member]]] = {}
+    for group in groups:
+        for m in (*group.producers, *group.biases, *group.consumers):
+            owners.setdefault(m.path, []).append((group, m))
+    for listed in owners.values():
+        for (one, m), (other, n) in itertools.combinations(listed, 2):
+            if one is not other and _overlap(m, n):
+                yield one, m, other, n
 
 
 @functools.lru_cache(maxsize=4096)  # the records are the same at every step
-def _overlap(one: Member, other: Member, shape: tuple[int, ...]) -> bool:
-    """Whether two members share entries of a parameter of this shape."""
-    both = zip(one.elements(shape), other.elements(shape))
-    return not any(a.isdisjoint(b) for a, b in both)
+def _overlap(one: Member, other: Member) -> bool:
+    """Whether two fitted members of one parameter share entries.
+
+    They do unless they lie along one axis at different indices.
+    """
+    along = {a.axis: a for a in other.axes}
+    both = [(a, along[a.axis]) for a in one.axes if a.axis in along]
+    return not any(
+        frozenset(a.indices().ravel()).isdisjoint(b.indices().ravel()) for a, b in both
+    )

@@ -2,11 +2,21 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, overload
 
 from volax._text import aligned
+from volax.pairs import records
+from volax.pairs._disjoint import heaviest
 from volax.pairs.records import OPEN, Axis, Group, Member, Written
+
+# Operations that bend nothing, as ``Group.through`` names them.
+_LINEAR = {
+    "add", "add_any", "sub", "neg", "mul", "div", "reshape", "concatenate", "pad",
+    "slice", "dynamic_slice", "split", "rev", "reduce_sum", "reduce_window_sum",
+    "cumsum", "gather", "dot_general", "conv_general_dilated", "reduce_precision",
+}  # fmt: skip
 
 R = TypeVar("R", bound=Written, covariant=True)
 
@@ -82,6 +92,67 @@ class Groups(Sequence[R]):
         )
         pairs = tuple(g for g in self.groups if g.homogeneous)
         return Groups(pairs, self.refused + others)
+
+    def disjoint(self) -> "Groups[R]":
+        """The pairs for the algorithm of the paper: no weight in two of them.
+
+        In a net of three layers or more the outgoing weights of one pair are the
+        incoming weights of the next, and ``path_prox(normalize="project")`` may have
+        only one of the two. Chosen are the pairs with the most units that an activation
+        stands behind, beside them the most units of others; where several choices have
+        as many, the pairs that come first. The choice is exact, unless so many pairs
+        share weights with so many others that it would take minutes; then it is
+        greedy, the largest pair first, and ``refused`` says so.
+
+        Returns:
+          The pairs that stay, in their order; the others are listed as refused.
+
+        Raises:
+          ValueError: a record of :func:`volax.pair` that was not fitted to a tree,
+            whose units cannot be counted.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, volax
+          >>> def mlp(w, x):
+          ...     for k in range(5):
+          ...         x = jax.nn.relu(x @ w[k])
+          ...     return x @ w[5]
+          >>> weights = [jnp.ones((4, 4))] * 6
+          >>> for pair in volax.find_pairs(mlp, weights, jnp.ones((1, 4))).disjoint():
+          ...     print(pair.name)
+          0 -> 1
+          2 -> 3
+          4 -> 5
+
+        References:
+          Yang et al., `A Better Way to Decay <https://arxiv.org/abs/2210.03069>`_,
+          2022, take every second layer of a plain net.
+        """
+        pairs = self.pairs
+        unknown = [g.name for g in pairs if not isinstance(g, Group)]
+        if unknown:
+            raise ValueError(
+                "disjoint: the number of units is not known of "
+                f"{'; '.join(unknown)}: call its fit with the leaves of the tree, or "
+                "take what volax.find_pairs finds"
+            )
+        weights = []
+        for k, group in enumerate(pairs):
+            size = math.prod(group.sizes)
+            bent = bool(set(group.through) - _LINEAR)
+            weights.append((size * bent, size * (not bent), -k))
+        chosen, exact = heaviest(weights, records.conflicts(pairs))
+        how = (
+            "" if exact else "; the choice is greedy, an exact one would take too long"
+        )
+        left = tuple(
+            Refusal(f"shares weights with pairs that stay{how}", m.path, _first_axis(m))
+            for k, group in enumerate(pairs)
+            if k not in chosen
+            for m in group.producers
+        )
+        kept = tuple(g for k, g in enumerate(pairs) if k in chosen)
+        return Groups(kept, pairs.refused + left)
 
     def to_json(self) -> str:
         """The records as JSON text.

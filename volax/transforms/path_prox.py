@@ -120,8 +120,8 @@ def path_prox(
     def update(updates, state, params=None, **extra_args):
         del extra_args
         _post_step.require_params("path_prox", params)
-        groups, leaves = _units.present("path_prox", written, params)
-        records.check_disjoint(groups, leaves)
+        groups, _ = _units.present("path_prox", written, params)
+        records.check_sides(groups)
         paths = {m.path for g in groups for m in g.members}
         if balance:
             paths |= {m.path for g in groups for m in g.output_biases or ()}
