@@ -11,8 +11,8 @@ import numpy as np
 
 from volax import _paths
 from volax._sharding import put_like
-from volax.compress import _dead, _refit
-from volax.pairs import _layout
+from volax.compress import _refit
+from volax.pairs import _cuts, _layout
 from volax.pairs.records import Group, Member
 
 
@@ -106,7 +106,7 @@ def _gathers(
     target = numbers[..., :count].reshape(-1)
     alike: dict[tuple[str, int, tuple[int, ...]], list[Member]] = defaultdict(list)
     for member in group.carriers:
-        axis = _dead.cut_axis(member, group.sizes).axis
+        axis = _cuts.cut_axis(member, group.sizes).axis
         alike[member.path, axis, _carrying(member)].append(member)
     found: dict[str, list[Gather]] = defaultdict(list)
     for (path, axis, carrying), members in alike.items():
@@ -134,7 +134,7 @@ def _came_from(
 ) -> np.ndarray:
     """The old number of each unit of a group that lost some, int ``[units]``."""
     old = next(
-        m for m in before.carriers if m.path in steps and _dead.carries_all(m, before)
+        m for m in before.carriers if m.path in steps and _cuts.carries_all(m, before)
     )
     shape, own = shapes[old.path], _carrying(old)
     wide = sorted({*own, *(a for s in steps[old.path] for a in s.axes)})

@@ -14,6 +14,7 @@ from volax import _paths, masks
 from volax.compress import _dead, _refit
 from volax.compress._dead import Kept
 from volax.compress._fold import fold
+from volax.pairs import _cuts
 from volax.pairs.records import Group, Member, Written
 
 
@@ -201,7 +202,7 @@ def plan(
         _check_keep(keep, groups, leaves)
     forced = [_forced(keep, g, leaves) for g in groups]
     unsafe = [
-        _dead.uncuttable(g, owners, shapes)
+        _cuts.uncuttable(g, owners, shapes)
         or (None if proven else _dead.unsafe(g, held))
         for g in groups
     ]
@@ -219,7 +220,7 @@ def plan(
                 # The units stay, but what they alone read or feed may go.
                 new = judged.dead(group) & ~idle[k] & ~forced[k]
                 for member in group.carriers if new.any() else ():
-                    if _dead.carries_all(member, group):
+                    if _cuts.carries_all(member, group):
                         work[member.path] = _zeroed(work[member.path], member, new)
                 idle[k] |= new
                 changed |= bool(new.any())

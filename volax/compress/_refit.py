@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from volax.compress import _dead
+from volax.pairs import _cuts
 from volax.pairs.records import Axis, Group, Member
 
 # For each path and axis the entries that the last units have, bool along the axis.
@@ -38,7 +38,7 @@ def drops(group: Group, count: int, shapes: Mapping[str, tuple[int, ...]]) -> Dr
     """
     found: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
     for member in group.carriers:
-        axis = _dead.cut_axis(member, group.sizes)
+        axis = _cuts.cut_axis(member, group.sizes)
         inside = axis.indices().swapaxes(0, axis.units.index(len(group.sizes) - 1))
         gone = found[member.path].setdefault(
             axis.axis, np.zeros(shapes[member.path][axis.axis], bool)
@@ -95,7 +95,7 @@ def check_apart(
         for member in group.carriers:
             using[member.path].add(k)
     for k, group in enumerate(groups):
-        if _dead.uncuttable(group, {}, shapes) is not None:
+        if _cuts.uncuttable(group, {}, shapes) is not None:
             continue
         beside = sorted(set().union(*(using[m.path] for m in group.carriers)) - {k})
         gone = drops(group, 1, shapes)

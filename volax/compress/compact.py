@@ -223,13 +223,17 @@ def compact(
                 f"cut were {_cut_names(done.planned)}"
             )
     made, after = done.planned, done.after
-    refused = groups.refused if isinstance(groups, Groups) else ()
+    left = tuple(map(_out_of_state, after.groups))
+    if isinstance(groups, Groups):
+        smaller = groups.resized(left, shapes, after.shapes)
+    else:
+        smaller = Groups(left)
     return Compacted(
         params=done.small,
         state=done.state,
         opt_state=_optimizer(opt_state, after.cuts, shapes),
         sizes=after.shapes,
-        groups=Groups(tuple(map(_out_of_state, after.groups)), refused),
+        groups=smaller,
         kept=_kept(made, after),
         difference=done.gap,
         manifest=_manifest(made, after, source.kinds, shapes, done.gap),

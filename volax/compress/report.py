@@ -12,7 +12,6 @@ import numpy as np
 from volax import _modules, _nnx, _paths, masks
 from volax._numerics import inside
 from volax.compress import _table
-from volax.compress._count import ACTIVATIONS, multiply_adds
 from volax.compress._cut import cutting
 from volax.compress._kinds import OTHER, PARAMETER, STATE, kinds
 from volax.compress._measure import histogram, measures, stable_rank, unit_norms
@@ -20,7 +19,9 @@ from volax.compress._plan import fitted, plan
 from volax.compress.packing import Packed, is_packed
 from volax.compress.quantize import walls_of
 from volax.pairs._layout import unit_indices
+from volax.pairs._trace.count import multiply_adds
 from volax.pairs.records import Group, Written
+from volax.pairs.result import ACTIVATIONS
 
 if TYPE_CHECKING:  # an extra, loaded where a figure is drawn
     from matplotlib.figure import Figure

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from volax._text import aligned
@@ -19,6 +20,8 @@ _LINEAR = {
 }  # fmt: skip
 
 R = TypeVar("R", bound=Written, covariant=True)
+
+ACTIVATIONS = "(activations)"  # in place of a key path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +52,30 @@ class Refusal:
 
 
 @dataclasses.dataclass(frozen=True)
+class Product:
+    """What is multiplied and added in one run, of one weight or of two activations.
+
+    Attributes:
+      multiply_adds: how many there are.
+      path: key path of the weight, to whose size they are proportional; or
+        ``(activations)``.
+      units: of two activations the numbers of the groups to whose units they are
+        proportional, in the order of the search, one as often as its units occur.
+    """
+
+    multiply_adds: int
+    path: str
+    units: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Groups(Sequence[R]):
     """Groups in the order of the parameters: a sequence that prints as a table.
 
     Attributes:
       groups: the groups.
       refused: what was refused, one entry per unit axis.
+      products: the multiply-adds of the program, none where no program is known.
 
     Example:
       >>> import volax
@@ -65,6 +86,7 @@ class Groups(Sequence[R]):
 
     groups: tuple[R, ...]
     refused: tuple[Refusal, ...] = ()
+    products: tuple[Product, ...] = dataclasses.field(default=(), compare=False)
 
     @overload
     def __getitem__(self, index: int) -> R: ...
@@ -72,7 +94,7 @@ class Groups(Sequence[R]):
     def __getitem__(self, index: slice) -> "Groups[R]": ...
     def __getitem__(self, index: int | slice) -> "R | Groups[R]":
         if isinstance(index, slice):
-            return dataclasses.replace(self, groups=self.groups[index])
+            return self._chosen(range(len(self))[index])
         return self.groups[index]
 
     def __len__(self) -> int:
@@ -90,8 +112,63 @@ class Groups(Sequence[R]):
             if not g.homogeneous
             for m in g.producers
         )
-        pairs = tuple(g for g in self.groups if g.homogeneous)
-        return Groups(pairs, self.refused + others)
+        pairs = [k for k, g in enumerate(self.groups) if g.homogeneous]
+        return dataclasses.replace(self._chosen(pairs), refused=self.refused + others)
+
+    @property
+    def multiply_adds(self) -> dict[str, int]:
+        """Multiply-adds in one run by key path of the weight that takes part in them.
+
+        Those of two activations, as in attention, stand under ``(activations)``. Empty
+        where no program is known.
+        """
+        total: Counter[str] = Counter()
+        for product in self.products:
+            total[product.path] += product.multiply_adds
+        return dict(total)
+
+    def _chosen(self, numbers: Sequence[int]) -> "Groups[R]":
+        """Some of the groups; the units of the others are all there for good."""
+        now = {old: new for new, old in enumerate(numbers)}
+        return dataclasses.replace(
+            self,
+            groups=tuple(self.groups[k] for k in numbers),
+            products=tuple(
+                dataclasses.replace(p, units=tuple(now[k] for k in p.units if k in now))
+                for p in self.products
+            ),
+        )
+
+    def resized(
+        self,
+        groups: tuple[Group, ...],
+        before: Mapping[str, tuple[int, ...]],
+        after: Mapping[str, tuple[int, ...]],
+    ) -> "Groups[Group]":
+        """The records of a smaller model.
+
+        Args:
+          groups: the same groups with fewer units.
+          before: shapes of the parameters by key path.
+          after: those of the smaller model.
+
+        Returns:
+          The groups, with the multiply-adds that are left.
+        """
+
+        def left(product: Product) -> int:
+            count = product.multiply_adds
+            if product.path in before:
+                old, new = (math.prod(s[product.path]) for s in (before, after))
+                return count * new // max(old, 1)
+            for k in product.units:
+                count = count * groups[k].sizes[-1] // self.groups[k].sizes[-1]
+            return count
+
+        products = (
+            dataclasses.replace(p, multiply_adds=left(p)) for p in self.products
+        )
+        return Groups(groups, self.refused, tuple(products))
 
     def disjoint(self) -> "Groups[R]":
         """The pairs for the algorithm of the paper: no weight in two of them.
@@ -151,8 +228,8 @@ class Groups(Sequence[R]):
             if k not in chosen
             for m in group.producers
         )
-        kept = tuple(g for k, g in enumerate(pairs) if k in chosen)
-        return Groups(kept, pairs.refused + left)
+        kept = pairs._chosen(sorted(chosen))
+        return dataclasses.replace(kept, refused=pairs.refused + left)
 
     def to_json(self) -> str:
         """The records as JSON text.
@@ -182,6 +259,10 @@ class Groups(Sequence[R]):
         return Groups(
             tuple(_group(g) for g in data["groups"]),
             tuple(Refusal(**r) for r in data["refused"]),
+            tuple(
+                Product(p["multiply_adds"], p["path"], tuple(p["units"]))
+                for p in data.get("products", ())
+            ),
         )
 
     def __str__(self) -> str:

@@ -10,6 +10,7 @@ from jax.extend.core import JaxprEqn
 
 from volax import _paths, masks
 from volax.pairs._trace import terms
+from volax.pairs._trace.count import products
 from volax.pairs._trace.groups import Given, Grouping
 from volax.pairs._trace.interpret import interpret
 from volax.pairs._trace.models import Traceable
@@ -105,7 +106,9 @@ def search(given: Traceable, what: str, ignore: Any = ()) -> Groups[Group]:
     groups = list(found.groups)
     for k, group in zip(cut, done):
         groups[k] = group
-    return dataclasses.replace(found, groups=tuple(groups))
+    units = {terms.find(leaf): k for k, leaf in enumerate(grouping.last)}
+    counted = products(closed.jaxpr, params, tape, units)
+    return dataclasses.replace(found, groups=tuple(groups), products=counted)
 
 
 def _ignored(ignore: Any, named: Mapping[str, Any], what: str) -> set[str]:
