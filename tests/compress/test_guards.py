@@ -13,7 +13,7 @@ import volax
 
 
 def normal(seed, shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
 
 
 X = normal(9, (5, 6))

@@ -304,7 +304,7 @@ def test_units_that_a_step_revives_are_not_zero():
         def step(c, row):
             return jax.nn.relu(row @ p["w1"] + p["b1"]) + 1, c @ p["w2"]
 
-        return lax.scan(step, jnp.zeros(8), x)[1]
+        return lax.scan(step, jnp.zeros(8, x.dtype), x)[1]
 
     (group,) = find_groups(fn, W, X)
     assert group.keeps_zero is False

@@ -66,7 +66,8 @@ def check_cuts(fn, params, x, **how):
 
 
 def repeated_scan(h):
-    return lax.scan(lambda c, r: (jnp.exp(r), c), jnp.zeros(h.shape[1]), h)[1]
+    first = jnp.zeros(h.shape[1], h.dtype)
+    return lax.scan(lambda c, r: (jnp.exp(r), c), first, h)[1]
 
 
 PLACES = {
@@ -75,7 +76,9 @@ PLACES = {
     "sort": lambda n, x: jnp.sort(x[:n]),
     "reverse": lambda n, x: x[:n][::-1],
     "strided": lambda n, x: jnp.arange(2.0 * n)[::2],
-    "written": lambda n, x: lax.dynamic_update_slice(jnp.zeros(n), x[:2], (3,)),
+    "written": lambda n, x: lax.dynamic_update_slice(
+        jnp.zeros(n, x.dtype), x[:2], (3,)
+    ),
     "looked_up": lambda n, x: lax.dynamic_slice(x, (jnp.int32(x[0] > 9),), (n,)),
     "one_hot": lambda n, x: jax.nn.one_hot(2, n),
     "padded": lambda n, x: jnp.pad(x[:1], (0, n - 1)),
@@ -240,7 +243,8 @@ WRITES = [written, in_a_jit, in_a_scan, in_a_remat, in_a_custom_rule, in_a_branc
 @pytest.mark.parametrize("write", WRITES, ids=lambda f: f.__name__)
 def test_what_a_mutable_array_holds_is_refused(write):
     def fn(p, x):
-        ref, h = jax.new_ref(jnp.zeros((5, 8))), hidden(p, x)
+        h = hidden(p, x)
+        ref = jax.new_ref(jnp.zeros((5, 8), h.dtype))
         write(ref, h)
         return h @ p["w2"] + ref[...].sum(-1, keepdims=True)
 
@@ -251,8 +255,9 @@ def test_what_a_mutable_array_holds_is_refused(write):
 
 def test_a_mutable_array_of_other_units_is_no_obstacle():
     def fn(p, x):
-        ref = jax.new_ref(jnp.zeros((5, 3)))
-        ref[...] = hidden(p, x)[:, :3]
+        h = hidden(p, x)[:, :3]
+        ref = jax.new_ref(jnp.zeros((5, 3), h.dtype))
+        ref[...] = h
         return hidden(p, x) @ p["w2"] + ref[...]
 
     (pair,) = find_groups(fn, PARAMS, X)

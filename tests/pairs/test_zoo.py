@@ -23,7 +23,7 @@ KEY = jax.random.key(0)
 
 
 def drawn(*shape):
-    return jax.random.normal(KEY, shape)
+    return jax.random.normal(KEY, shape, jnp.float32)
 
 
 IMAGE, LARGE, VECTOR = drawn(2, 16, 16, 3), drawn(2, 32, 32, 3), drawn(4, 5)

@@ -147,9 +147,9 @@ def sparse_group(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> x = jnp.array([[3.5, 0.25], [-4.5, 1.0]])
-      >>> sparse_group(x, 1.0, axis=0).round(4).tolist()
-      [[2.7000..., 0.0], [-3.599..., 0.0]]
+      >>> x = jnp.array([[5.5, 1.0], [-6.5, 3.0], [2.0, -1.0]])
+      >>> sparse_group(x, 5.0, axis=0).tolist()
+      [[1.5, 0.0], [-2.0, 0.0], [0.0, 0.0]]
 
     References:
       Simon, Friedman, Hastie and Tibshirani, `A Sparse-Group Lasso
@@ -218,8 +218,8 @@ def max_norm(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> max_norm(jnp.array([[3.0, 0.5], [4.0, 0.5]]), axis=0, limit=1.0).tolist()
-      [[0.600..., 0.5], [0.800..., 0.5]]
+      >>> max_norm(jnp.array([[3.0, 0.5], [4.0, 0.5]]), axis=0, limit=2.5).tolist()
+      [[1.5, 0.5], [2.0, 0.5]]
 
     References:
       Srebro, Rennie and Jaakkola, Maximum-Margin Matrix Factorization, 2004; Srivastava

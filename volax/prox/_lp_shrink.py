@@ -39,9 +39,9 @@ def lp_shrink(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> w = jnp.array([1.0, 0.1, 0.0])
-      >>> lp_shrink(w, w, 0.1, p=1).round(3).tolist()
-      [0.9090000..., 0.05000..., 0.0]
+      >>> w = jnp.array([0.75, 0.25, 0.0])
+      >>> lp_shrink(w, w, 0.25, p=1).tolist()
+      [0.5625, 0.125, 0.0]
 
     References:
       Outmezguine and Levi, `Decoupled Weight Decay for Any p Norm

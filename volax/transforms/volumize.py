@@ -105,11 +105,11 @@ def volumize(
 
     Example:
       >>> import jax.numpy as jnp, optax, volax
-      >>> params = {"w": jnp.array([[0.2, 0.9]])}
+      >>> params = {"w": jnp.array([[0.25, 0.9]])}
       >>> tx = optax.chain(optax.sgd(0.5), volax.volumize(1.0))
       >>> updates, _ = tx.update({"w": -jnp.ones((1, 2))}, tx.init(params), params)
       >>> optax.apply_updates(params, updates)["w"].tolist()
-      [[0.699999..., 1.0]]
+      [[0.75, 1.0]]
 
     References:
       Ziyin et al., `Volumization as a Natural Generalization of Weight Decay
