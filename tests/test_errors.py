@@ -248,6 +248,59 @@ def test_volumes_that_do_not_fit():
     update(volax.volumize({"l1": 0.1}, mask=volax.path_matches("^l1")))
 
 
+WALLS = {
+    "number": 0.2,
+    "array": np.full(4, 0.2),
+    "jax_array": jnp.full(4, 0.2),
+    "schedule": optax.constant_schedule(0.2),
+    "relative": volax.relative_to_init(0.5),
+}
+
+
+@pytest.mark.parametrize("wall", WALLS.values(), ids=WALLS)
+@pytest.mark.parametrize("name", ["volumize", "volumized"])
+def test_a_wall_for_a_leaf_that_the_mask_leaves_out(name, wall):
+    def made(volume, **how):
+        if name == "volumize":
+            return volax.volumize(volume, **how)
+        return volax.volumized(optax.sgd(0.1, 0.9), volume, **how)
+
+    volumes = {"l1": {"kernel": 0.1, "bias": wall}, "l2": 0.1}
+    said = rf"{name}: volume has a wall for 'l1/bias', which the mask "
+    with pytest.raises(ValueError, match=said + r"'matrices' leaves out.*mask='all'"):
+        made(volumes).init(PARAMS)
+    with pytest.raises(ValueError, match=said):
+        jax.eval_shape(made(volumes).init, PARAMS)
+    with pytest.raises(ValueError, match=said + r".*'l2': True"):
+        made(volumes, mask={"l1": {"kernel": True, "bias": False}, "l2": True}).init(
+            PARAMS
+        )
+    made(volumes, mask="all").init(PARAMS)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [None, np.inf, np.full(4, np.inf), jnp.inf],
+    ids=["None", "inf", "array", "jax"],
+)
+def test_no_wall_for_a_leaf_that_the_mask_leaves_out(bias):
+    volumes = {"l1": {"kernel": 0.1, "bias": bias}, "l2": 0.1}
+    update(volax.volumize(volumes))
+
+
+def test_walls_of_leaves_that_others_train_are_no_error():
+    labels = {"l1": "walled", "l2": "free"}
+    tx = optax.partition(
+        {
+            "walled": volax.volumize({"l1": 0.1, "l2": 0.2}),
+            "free": optax.set_to_zero(),
+        },
+        labels,
+    )
+    updates, _ = update(tx)
+    assert float(jnp.abs(PARAMS["l1"]["kernel"] + updates["l1"]["kernel"]).max()) <= 0.1
+
+
 def test_integer_leaves_are_refused_by_name():
     params = PARAMS | {"steps": jnp.zeros(3, jnp.int32)}
     with pytest.raises(ValueError, match=r"'steps' has dtype int32.*with a mask"):

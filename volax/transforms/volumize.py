@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
-from volax import _numerics, _paths, prox
+from volax import _numerics, _paths, masks, prox
 from volax._numerics import wide
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
@@ -85,7 +86,8 @@ def volumize(
     Args:
       volume: $V \ge 0$ (infinity means no wall): a number, an array that broadcasts to
         the leaves, a schedule, :func:`volax.relative_to_init`, or a pytree prefix of
-        these, matched by key path. ``V = 0`` is weight decay by the factor ``alpha``.
+        these, matched by key path, with ``None`` or infinity for what the mask leaves
+        out. ``V = 0`` is weight decay by the factor ``alpha``.
       alpha: restitution of the wall in $[-1, 1]$, a number, array or schedule: 1 no
         wall, between 0 and 1 a soft wall, 0 clipping, -1 elastic reflection. The
         authors' classes ``Vadam2``, ``Vadamw``, ``VLaProp`` and ``VSGD`` have this
@@ -99,9 +101,9 @@ def volumize(
       infinite update stops at the wall for ``alpha <= 0``.
 
     Raises:
-      ValueError: ``volume`` negative or NaN, ``alpha`` outside [-1, 1]; at ``update``:
-        no ``params``, a leaf without a volume, a mask that selects nothing, a complex
-        leaf.
+      ValueError: ``volume`` negative or NaN, ``alpha`` outside [-1, 1]; at ``init`` a
+        wall for leaves that the mask leaves out; at ``update`` no ``params``, a leaf
+        without a volume, a mask that selects nothing, a complex leaf.
 
     Example:
       >>> import jax.numpy as jnp, optax, volax
@@ -146,6 +148,7 @@ def make_wall(name: str, volume: Any, alpha: Any, mask: Any) -> Wall:
     is_stateful = is_relative or _hyperparams.is_scheduled(alpha, *numbers)
 
     def init(params: optax.Params) -> VolumizeState | optax.EmptyState:
+        _refuse_idle_walls(name, volume, mask, params)
         if not is_stateful:
             return optax.EmptyState()
         initial = jax.tree.map(_largest, params) if is_relative else None
@@ -171,6 +174,35 @@ def make_wall(name: str, volume: Any, alpha: Any, mask: Any) -> Wall:
         return weights, targets, state
 
     return Wall(init, make_targets)
+
+
+def _refuse_idle_walls(name: str, volume: Any, mask: Any, params: Any) -> None:
+    """Raises for walls in a tree of volumes that stand above no selected leaf."""
+    leaves = _paths.named_leaves(params)
+    if jax.tree_util.all_leaves([volume]) or not leaves:
+        return
+    walls = _paths.named_leaves(volume)
+    keys = _paths.map_with_path(lambda path, _: _paths.key_path(path), volume)
+    above = _paths.by_prefix(keys, params, f"{name}: volume")
+    chosen = masks.selected(mask, params, name)
+    used = {above[path] for path in above.keys() & chosen}
+    # Leaves that are absent were left out by somebody else, such as optax.partition.
+    left_out = {above[path] for path in above.keys() & leaves.keys()} - used
+    idle = [key for key in walls if key in left_out and not _is_open(walls[key])]
+    if idle:
+        raise ValueError(
+            f"{name}: volume has a wall for {', '.join(map(repr, idle[:3]))}"
+            + (f" and {len(idle) - 3} more leaves" if len(idle) > 3 else "")
+            + f", which the mask {mask!r} leaves out; choose a mask that takes them, "
+            "such as mask='all', or give None or infinity there"
+        )
+
+
+def _is_open(volume: Any) -> bool:
+    """Whether a volume is known to be infinity, which is no wall."""
+    if isinstance(volume, (RelativeToInit, Callable, Tracer)):
+        return False
+    return bool(np.all(np.isinf(np.asarray(volume, np.float64))))
 
 
 def _largest(leaf: Any) -> Any:
