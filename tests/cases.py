@@ -80,6 +80,18 @@ CASES = {
         balance=True,
         freeze_dead=True,
     ),
+    "group_prox": _case(volax.group_prox, **RATE, strength=2.0, groups=PAIR),
+    "group_prox-half": _case(
+        volax.group_prox, **RATE, strength=2.0, groups=[PAIR], p=0.5
+    ),
+    "group_prox-all": _case(
+        volax.group_prox,
+        **RATE,
+        strength=2.0,
+        groups=(PAIR,),
+        over="all",
+        freeze_dead=True,
+    ),
     "proximal": _case(proximal, **RATE, strength=2.0),
     "proximal-groups": _case(proximal_groups, **RATE, strength=2.0),
     "proximal_adam": _case(proximal_adam, True, **RATE, strength=2.0),

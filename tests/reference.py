@@ -57,6 +57,30 @@ def lp_decay(before, w, k, p, zeros="sticky", reference="before"):
     return t
 
 
+def lp_norm_map(size, k, p):
+    """The minimiser of k z^p + (z - size)^2 / 2 over z >= 0, by bisection."""
+    if p == 0:
+        return size if size**2 / 2 > k else 0.0
+    low, high = (k * p * (1 - p)) ** (1 / (2 - p)), size  # the slope grows from low on
+    if low + k * p * low ** (p - 1) >= size if low else k >= size:
+        return 0.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        above = middle + k * p * middle ** (p - 1) > size
+        low, high = (low, middle) if above else (middle, high)
+    return low if k * low**p + (low - size) ** 2 / 2 < size**2 / 2 else 0.0
+
+
+def group_prox(units, k, p):
+    """Units as lists of (array, index); the map of k n^(1 - p / 2) ||x||^p."""
+    for unit in units:
+        n = sum(np.size(x[i]) for x, i in unit)
+        norm = np.sqrt(sum((x[i] ** 2).sum() for x, i in unit))
+        left = lp_norm_map(norm, k * n ** (1 - p / 2), p)
+        for x, i in unit:
+            x[i] = x[i] * (left / norm if norm > 0 else 0.0)
+
+
 def path_prox(units, k, normalize):
     """Units as (incoming, bias, outgoing) lists of views; changed in place.
 

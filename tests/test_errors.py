@@ -59,6 +59,15 @@ AT_CONSTRUCTION = [
     (lambda: volax.path_prox(0.1, 0.1, []), "path_prox: pairs is empty"),
     (lambda: volax.path_prox(0.1, 0.1, cast(Any, ["l1"])), "volax.pair .*got str"),
     (lambda: volax.path_prox(0.1, 0.1, cast(Any, 3)), "volax.pair .*got int"),
+    (lambda: volax.group_prox(0.1, -1.0, PAIR), "group_prox: strength .*got -1.0"),
+    (lambda: volax.group_prox(np.nan, 1.0, PAIR), "group_prox: learning_rate .*nan"),
+    (lambda: volax.group_prox(0.1, 1.0, PAIR, p=1.5), r"group_prox: p .*\[0, 1\].*1.5"),
+    (lambda: volax.group_prox(0.1, 1.0, PAIR, over="x"), "over must be 'consumers' or"),
+    (lambda: volax.group_prox(0.1, 1.0, []), "group_prox: groups is empty"),
+    (
+        lambda: volax.group_prox(0.1, 1.0, cast(Any, ["l1"])),
+        "groups must hold records of .*find_groups, got str",
+    ),
     (lambda: volax.pair("a", []), "pair: 'a' needs at least one consumer"),
     (lambda: volax.pair("a", ["b", "a"]), "pair: 'a' stands on both sides"),
     (lambda: volax.member("a", offset=-2), "member 'a': expected offset >= 0"),
@@ -130,26 +139,28 @@ def test_consumers_at_different_offsets_do_not_overlap():
         update(volax.path_prox(0.1, 0.1, overlapping), params)
 
 
+@pytest.mark.parametrize("make", [volax.path_prox, volax.group_prox])
 @pytest.mark.parametrize("half", ["l1", "l2"])
-def test_a_pair_masked_out_by_half(half):
+def test_a_pair_masked_out_by_half(make, half):
     mask = {"l1": half != "l1", "l2": half != "l2"}
-    tx = optax.masked(volax.path_prox(0.1, 0.1, PAIR), mask)
+    tx = optax.masked(make(0.1, 0.1, PAIR), mask)
     with pytest.raises(
         ValueError, match=rf"masked out by half.*{half}/kernel.* masked"
     ):
         update(tx)
 
 
-def test_a_pair_masked_out_as_a_whole_is_left_out():
+@pytest.mark.parametrize("make", [volax.path_prox, volax.group_prox])
+def test_a_pair_masked_out_as_a_whole_is_left_out(make):
     params = PARAMS | {"l3": jnp.ones((3, 4)), "l4": jnp.ones((4, 2))}
     other = volax.pair("l3", "l4")
     mask = {"l1": False, "l2": False, "l3": True, "l4": True}
-    tx = optax.masked(volax.path_prox(0.1, 0.1, [PAIR, other]), mask)
+    tx = optax.masked(make(0.1, 0.1, [PAIR, other]), mask)
     updates, _ = update(tx, params)
     np.testing.assert_array_equal(updates["l1"]["kernel"], params["l1"]["kernel"])
-    assert (updates["l3"] != params["l3"]).any()
-    with pytest.raises(ValueError, match=r"path_prox: mask .*selects none"):
-        update(optax.masked(volax.path_prox(0.1, 0.1, PAIR), mask), params)
+    assert (updates["l4"] != params["l4"]).any()
+    with pytest.raises(ValueError, match=rf"{make.__name__}: mask .*selects none"):
+        update(optax.masked(make(0.1, 0.1, PAIR), mask), params)
 
 
 def test_balance_refuses_pairs_that_share_a_parameter():

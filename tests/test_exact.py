@@ -160,6 +160,31 @@ def test_dead_units_are_exactly_zero(x64, p_dtype, u_dtype, seed, how, normalize
 
 
 @every_dtype
+@pytest.mark.parametrize(("over", "p"), [("consumers", 1.0), ("all", 0.5)])
+def test_units_below_the_threshold_are_exactly_zero(x64, p_dtype, u_dtype, over, p):
+    (a, v), (da, dv) = zip(
+        *(draw(7 + k, p_dtype, u_dtype, size=64, spread=0.1) for k in range(2))
+    )
+    params = {"a": a.reshape(4, 16), "v": v.reshape(16, 4)}
+    updates = {"a": da.reshape(4, 16), "v": dv.reshape(16, 4)}
+    prox = volax.group_prox(1.0, 0.15, volax.pair("a", "v"), over=over, p=p)
+    new = {k: exact(x) for k, x in apply(prox, params, updates, "fused").items()}
+    w = {k: exact(params[k]) + exact(updates[k]) for k in params}
+    units = [w["v"]] if over == "consumers" else [w["a"].T, w["v"]]
+    size = np.sqrt(np.mean(np.square(np.concatenate(units, 1)), 1))
+    limit = 0.15 if p == 1 else 1.5 * 0.15 ** (2 / 3)
+    left = np.abs(new["v"]).max(1)
+    assert np.all(left[size < 0.97 * limit] == 0)
+    assert np.all(left[size > 1.03 * limit] > 0)
+    assert 0 < (left == 0).sum() < 16
+    moved = exact(apply(optax.identity(), params, updates, "fused")["a"])
+    if over == "consumers":
+        np.testing.assert_array_equal(new["a"], moved)
+    else:
+        assert np.all(new["a"][:, left == 0] == 0)
+
+
+@every_dtype
 @pytest.mark.parametrize("how", ["eager", "jitted", "fused"])
 def test_what_a_proximal_map_removes_is_exactly_zero(x64, p_dtype, u_dtype, how):
     params, updates = draw(5, p_dtype, u_dtype, size=512, spread=0.5)
@@ -224,6 +249,7 @@ ROW, COLUMN = np.indices((4, 4))
 ITSELF = ((ROW == 1) & (COLUMN == 2), ROW < 0)
 FROM_A = (COLUMN == 2, ROW == 2)
 INTO_A = (ROW == 1, COLUMN == 1)
+IN_A = (ROW == 1, ROW < 0)
 
 
 @pytest.mark.parametrize("bad", NONFINITE)
@@ -238,6 +264,11 @@ INTO_A = (ROW == 1, COLUMN == 1)
         (volax.lp_decay(0.1, 0.5, optax.constant_schedule(0.7)), ITSELF),
         (volax.path_prox(0.1, 0.5, volax.pair("a", "v")), FROM_A),
         (volax.path_prox(0.1, 0.5, volax.pair("v", "a")), INTO_A),
+        *(
+            (volax.group_prox(0.1, 0.5, volax.pair("v", "a"), p=p), IN_A)
+            for p in (1.0, 0.5, 0.0)
+        ),
+        (volax.group_prox(0.1, 0.5, volax.pair("v", "a"), over="all"), INTO_A),
     ],
 )
 def test_a_bad_weight_does_not_spread(tx, touched, bad, where):

@@ -179,6 +179,23 @@ def test_path_prox_equals_the_paper(x64, name, layout, normalize):
     assert_equal_in_float64(tx, rule, shapes, expected())
 
 
+@pytest.mark.parametrize("p", [1, 0.5, 0])
+@pytest.mark.parametrize("over", ["consumers", "all"])
+@pytest.mark.parametrize("layout", PAIRS)
+def test_group_prox_equals_its_definition(x64, layout, over, p):
+    shapes, pair, units = PAIRS[layout]
+    prox = volax.group_prox(exact_schedule, 2.0, pair, over=over, p=p)
+
+    def rule(before, w, lr):
+        sides = units(w)
+        if over == "consumers":
+            sides = [((), (), outgoing) for _, _, outgoing in sides]
+        reference.group_prox([[*a, *b, *v] for a, b, v in sides], lr * 2.0, p)
+
+    tx = optax.chain(optax.adam(exact_schedule), prox)
+    assert_equal_in_float64(tx, rule, shapes, reference.Adam())
+
+
 @pytest.mark.parametrize("normalize", ["rescale", "project"])
 def test_chained_pairs_are_applied_in_order(x64, normalize):
     shapes = {"k1": (4, 6), "k2": (6, 5), "k3": (5, 3)}
@@ -215,6 +232,13 @@ ROUNDING = {
         )
         for mode in ("project", "rescale")
     },
+    **{
+        f"group_prox p={p}": (
+            volax.group_prox(0.1, 1.0, volax.pair("a", "v"), p=p),
+            lambda b, w, p=p: _grouped(w, p),
+        )
+        for p in (1, 0.5, 0)
+    },
 }
 
 
@@ -222,6 +246,12 @@ def _proxed(w, mode):
     w = {k: v.copy() for k, v in w.items()}
     units = [([(w["a"], (ALL, j))], [], [(w["v"], j)]) for j in range(8)]
     reference.path_prox(units, 0.1, mode)
+    return w
+
+
+def _grouped(w, p):
+    w = {k: v.copy() for k, v in w.items()}
+    reference.group_prox([[(w["v"], (j,))] for j in range(8)], 0.1, p)
     return w
 
 

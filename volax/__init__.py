@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from volax.pairs.find import find_groups as find_groups
     from volax.pairs.find import find_pairs as find_pairs
     from volax.pairs.verify import check_groups as check_groups
+    from volax.transforms import group_prox as group_prox
     from volax.transforms import lp_decay as lp_decay
     from volax.transforms import path_prox as path_prox
     from volax.transforms import proximal as proximal
@@ -44,6 +45,7 @@ __all__ = [
     "compact",
     "find_groups",
     "find_pairs",
+    "group_prox",
     "load",
     "lp_adam",
     "lp_decay",
@@ -78,8 +80,8 @@ _ROOMS = {
     "pairs": "member pair path_norm",
     "pairs.find": "find_groups find_pairs",
     "pairs.verify": "check_groups",
-    "transforms": "lp_decay path_prox proximal proximal_adam relative_to_init volumize "
-    "volumized",
+    "transforms": "group_prox lp_decay path_prox proximal proximal_adam "
+    "relative_to_init volumize volumized",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

@@ -48,6 +48,14 @@ def scale(
     return x * spread(factors.reshape(shape), x)
 
 
+def weights_of_unit(member: Member, shape: tuple[int, ...]) -> int:
+    """How many entries of a parameter belong to each unit."""
+    carrying = {a.axis for a in member.axes}
+    rest = [n for i, n in enumerate(shape) if i not in carrying]
+    free = [s for a in member.axes for s, u in zip(a.sizes, a.units) if u is None]
+    return math.prod(rest) * math.prod(free)
+
+
 @functools.lru_cache(maxsize=1024)
 def unit_indices(
     member: Member, sizes: tuple[int, ...], shape: tuple[int, ...]

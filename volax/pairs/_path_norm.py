@@ -27,8 +27,9 @@ def side_norms(
     """
     squares = [_layout.squared_norms(m, sizes, leaves[m.path]) for m in members]
     shared = shared or len(squares) > 1
+    # Each sum may be laid out as its parameter is, so pin it before they are added.
+    squares = [pinned(square) for square in squares] if shared else squares
     total = functools.reduce(jnp.add, alike(*squares))
-    total = pinned(total) if shared else total
     # The root has no derivative at 0; of a dead unit's norm 0 is one.
     is_zero = total == 0
     norms = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, total)))

@@ -1,5 +1,6 @@
 """The regularizers as Optax transformations, one a file."""
 
+from volax.transforms.group_prox import group_prox as group_prox
 from volax.transforms.lp_decay import lp_decay as lp_decay
 from volax.transforms.path_prox import path_prox as path_prox
 from volax.transforms.proximal import proximal as proximal

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from volax import _paths
-from volax.pairs.records import Group, Member, Written
+from volax.pairs.records import Group, Member, Written, cannot_cut
 
 Side = Callable[[Written], Iterable[Member]]
 
@@ -51,3 +51,38 @@ def present(
             )
         groups.append(group.fit(leaves, f"{name}: {kind}"))
     return tuple(groups), leaves
+
+
+def cuttable(name: str, written: tuple[Written, ...]) -> tuple[Written, ...]:
+    """The groups whose units can be cut; the others would stay whatever dies.
+
+    Args:
+      name: the transformation, for errors.
+      written: the groups.
+
+    Returns:
+      Those in whose carriers every unit has entries of its own, and which carry
+      nothing that is no parameter.
+
+    Raises:
+      ValueError: none is left; the message has the reasons.
+    """
+    reasons = {g.name: _why_whole(g) for g in written}
+    found = tuple(g for g in written if not _why_whole(g))
+    if not found:
+        listed = "; ".join(f"{group}: {why}" for group, why in reasons.items())
+        raise ValueError(
+            f"{name}: none of the groups has units that can be cut: {listed}"
+        )
+    return found
+
+
+def _why_whole(group: Written) -> str | None:
+    """Why single units of a group cannot be cut, if that is so."""
+    if group.carries:
+        return cannot_cut(group.carries)
+    for member in group.carriers:
+        carried = {unit for axis in member.axes for unit in axis.units}
+        if not carried.issuperset(range(len(group.sizes))):
+            return f"entries of {member.path!r} are shared by several units"
+    return None
