@@ -2,10 +2,12 @@
 
 import re
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax import lax
 
 import volax
@@ -388,6 +390,53 @@ def test_unused_and_untraceable_programs_say_what_is_wrong():
         find_pairs(W)
     groups = find_groups(lambda p, x: hidden(p, x) @ p["w2"], W | shaped(v=(3,)), X)
     assert any(r.path == "v" and "never used" in r.reason for r in groups.refused)
+
+
+SHOWN = (
+    r"give the model as the parameters, as in find_\w+\(lambda model, x: model\(x\), "
+)
+
+
+def captured(library):
+    """A module, or an ``apply`` of its variables, that is a function of an input."""
+    if library == "linen":
+        model, x = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), jnp.ones((5, 4))
+        variables = model.init(jax.random.key(0), x)
+        return lambda x: model.apply(variables, x)
+    if library == "nnx":
+        rngs = nnx.Rngs(0)
+        first, last = nnx.Linear(4, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+        return nnx.Sequential(first, nnx.relu, last)
+    return jax.vmap(eqx.nn.MLP(4, 3, 8, 1, key=jax.random.key(0)))
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx", "equinox"])
+@pytest.mark.parametrize("find", [find_groups, find_pairs], ids=lambda f: f.__name__)
+def test_a_closure_that_hides_its_parameters_says_how_to_pass_them(library, find):
+    model = captured(library)
+    for fn in (lambda x: model(x), jax.jit(lambda x: model(x))):
+        with pytest.raises(
+            ValueError, match="closes over arrays that are data.*" + SHOWN
+        ):
+            find(fn, X)
+    with pytest.raises(ValueError, match=r"uses none of its param.*; it closes over"):
+        find(lambda p, x: model(x), W, X)
+    # Beside a head of its own a backbone may be meant to stay: that is no error.
+    found = find(lambda p, x: model(x) @ p["h"], shaped(h=(3, 2)), X)
+    assert not found
+    assert any(re.search(SHOWN, str(r)) for r in found.refused)
+    found = find(lambda p, x: hidden(p, x) @ p["w2"] + model(x), W, X)
+    assert [g.name for g in found] == ["w1 -> w2"]
+    assert not any(re.search(SHOWN, str(r)) for r in found.refused)
+
+
+def test_a_call_without_parameters_says_how_to_pass_them():
+    model = captured("nnx")
+    with pytest.raises(ValueError, match=r"expected fn\(params.*0 further.*" + SHOWN):
+        find_groups(lambda: model(jnp.ones((5, 4))))
+    for params in ({}, jax.ShapeDtypeStruct((5,), jnp.int32), {"n": 3}):
+        with pytest.raises(ValueError, match="holds no floating-point array.*" + SHOWN):
+            find_groups(lambda p: model(jnp.ones((5, 4))), params)
 
 
 def test_a_group_that_is_no_pair_is_refused_by_path_prox():

@@ -45,7 +45,8 @@ def find_groups(
 
     Raises:
       ValueError: ``fn`` cannot be traced, uses none of the parameters, or hides them,
-        as ``jax.vmap(module)`` does; ``ignore`` names no parameter.
+        as ``jax.vmap(module)`` and ``lambda x: module(x)`` do; the parameters hold no
+        floating-point array; ``ignore`` names no parameter.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -83,8 +84,7 @@ def find_pairs(
       pairs.
 
     Raises:
-      ValueError: ``fn`` cannot be traced, uses none of the parameters, or hides them,
-        as ``jax.vmap(module)`` does.
+      ValueError: as for :func:`find_groups`.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -85,6 +85,7 @@ def traceable(
         raise ValueError(
             f"{what}: expected fn(params, *inputs), an nnx, Linen or Equinox module, "
             f"got {type(fn).__name__} with {len(args)} further arguments"
+            + (f"; {as_parameters(what)}" if callable(fn) else "")
         )
     while isinstance(fn, jax.stages.Wrapped) and hasattr(fn, "__wrapped__"):
         # jit keeps traces, which a second trace must not get.
@@ -101,6 +102,12 @@ def traceable(
     if isinstance(params, Mapping) and "params" in params and len(params) > 1:
         return _from_collections(given)
     return given
+
+
+def as_parameters(what: str, call: str = "model(x)") -> str:
+    """The hint that ends an error about a model whose parameters nobody gave."""
+    shown = f"{what}(lambda model, x: {call}, model, x)"
+    return f"give the model as the parameters, as in {shown}"
 
 
 def _called(model: Any, *inputs: Any, **keywords: Any) -> Any:
@@ -125,8 +132,7 @@ def _check_visible(fn: Any, what: str) -> None:
     if module is not None and jax.tree.leaves(_modules.split(module)[0]):
         raise ValueError(
             f"{what}: the function wraps a module ({type(module).__name__}) and hides "
-            f"its arrays; give the module as the parameters, as in {what}(lambda "
-            "model, x: jax.vmap(model)(x), model, x)"
+            f"its arrays; {as_parameters(what, 'jax.vmap(model)(x)')}"
         )
 
 

@@ -13,7 +13,7 @@ from volax.pairs._trace import terms
 from volax.pairs._trace.count import products
 from volax.pairs._trace.groups import Given, Grouping
 from volax.pairs._trace.interpret import interpret
-from volax.pairs._trace.models import Traceable
+from volax.pairs._trace.models import Traceable, as_parameters
 from volax.pairs._trace.state import (
     tie_averages,
     tie_outputs,
@@ -23,7 +23,7 @@ from volax.pairs._trace.state import (
 from volax.pairs._trace.tape import DATA, WEIGHT, Tape, Value
 from volax.pairs._trace.widths import Program, marked
 from volax.pairs.records import CAPTURED, RANDOM, Group
-from volax.pairs.result import Groups
+from volax.pairs.result import Groups, Refusal
 
 
 def search(given: Traceable, what: str, ignore: Any = ()) -> Groups[Group]:
@@ -43,8 +43,10 @@ def search(given: Traceable, what: str, ignore: Any = ()) -> Groups[Group]:
     params = {
         path: _value(tape, leaf, path, path in left_out) for path, leaf in named.items()
     }
-    if not params:
-        raise ValueError(f"{what}: params holds no arrays")
+    if not left_out and all(v.kind == DATA for v in params.values()):
+        raise ValueError(
+            f"{what}: params holds no floating-point array; {as_parameters(what)}"
+        )
     states, declared, trees, data = [], {}, {}, []
     arrays = list(params.values())
     for k, tree in enumerate(given.inputs):
@@ -66,9 +68,13 @@ def search(given: Traceable, what: str, ignore: Any = ()) -> Groups[Group]:
     unread = set(arrays) - read
     written = _mark_outputs(tape, outs, result, given.state_outputs, what)
     tape.read |= set(outs)
+    captured = _captured(tape, read | tape.read, what)
     if not (read | tape.read) & set(params.values()):
         some = ", ".join(list(params)[:3])
-        raise ValueError(f"{what}: fn uses none of its parameters, such as {some}")
+        raise ValueError(
+            f"{what}: fn uses none of its parameters, such as {some}"
+            + (f"; it {captured}" if captured else "")
+        )
     inputs = {k: trees[k] for k in trees} | {k: declared[k] for k in declared}
     tied = tie_outputs(tape, inputs, written)
     for tree in inputs.values():
@@ -91,6 +97,15 @@ def search(given: Traceable, what: str, ignore: Any = ()) -> Groups[Group]:
         tape, Given(trained, states, data, unread_beside(states, unread))
     )
     found = grouping.groups()
+    if captured and not found:
+        # A function of one array alone, lambda x: model(x), holds its own parameters.
+        if not given.inputs and jax.tree_util.all_leaves([given.params]):
+            raise ValueError(
+                f"{what}: the one array that was given is taken for the parameters, "
+                f"and no units lie in it; fn {captured}"
+            )
+        said = Refusal(f"fn {captured}", CAPTURED)
+        found = dataclasses.replace(found, refused=(*found.refused, said))
     ours = {v for _, v in states} | set(trained.values())
     program = Program(
         given,
@@ -109,6 +124,18 @@ def search(given: Traceable, what: str, ignore: Any = ()) -> Groups[Group]:
     units = {terms.find(leaf): k for k, leaf in enumerate(grouping.last)}
     counted = products(closed.jaxpr, params, tape, units)
     return dataclasses.replace(found, groups=tuple(groups), products=counted)
+
+
+def _captured(tape: Tape, read: set[Value], what: str) -> str:
+    """What to say of matrices that a function closes over; they may be parameters."""
+    found = [v.shape for v in tape.values if v.name == CAPTURED and v in read]
+    matrices = [shape for shape in found if len(shape) > 1]
+    if not matrices:
+        return ""
+    return (
+        f"closes over arrays that are data to the search, such as one of shape "
+        f"{matrices[0]}; if they are those of a model, {as_parameters(what)}"
+    )
 
 
 def _ignored(ignore: Any, named: Mapping[str, Any], what: str) -> set[str]:
