@@ -49,7 +49,25 @@ def proximal_adam(learning_rate, strength, mask="matrices"):
     )
 
 
-proximal_groups.__name__ = "proximal"  # as the messages name it
+def tuned_decay(learning_rate, mask="matrices"):
+    def make(strength):
+        return volax.lp_decay(learning_rate, strength, 1.0, snap_below=0.02, mask=mask)
+
+    return volax.tune_strength(
+        make, 0.9, measure="weights", steps=8, initial=0.3, mask=mask
+    )
+
+
+def tuned_units(learning_rate):
+    def make(strength):
+        return volax.path_prox(learning_rate, strength, PAIR)
+
+    return volax.tune_strength(make, 0.5, groups=PAIR, steps=8, initial=0.3)
+
+
+# As the messages name them.
+proximal_groups.__name__ = "proximal"
+tuned_decay.__name__ = tuned_units.__name__ = "tune_strength"
 
 
 def _case(factory, alone: bool = False, **kwargs: Any) -> Case:
@@ -95,6 +113,8 @@ CASES = {
     "proximal": _case(proximal, **RATE, strength=2.0),
     "proximal-groups": _case(proximal_groups, **RATE, strength=2.0),
     "proximal_adam": _case(proximal_adam, True, **RATE, strength=2.0),
+    "tune_strength-weights": _case(tuned_decay, **RATE),
+    "tune_strength-units": _case(tuned_units, **RATE),
     "lp_adam": _case(volax.lp_adam, True, **RATE, strength=0.5, p=1.0),
     "lp_sgd": _case(volax.lp_sgd, True, **RATE, strength=0.5, p=1.0, momentum=0.9),
     "volumized_adam": _case(volax.volumized_adam, True, **RATE, volume=0.3),

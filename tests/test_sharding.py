@@ -22,7 +22,9 @@ every_kind = pytest.mark.parametrize("kind", sharded.KINDS)
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 
 PROXIMAL = {
-    name: case for name, case in CASES.items() if "path_prox" in name or "group" in name
+    name: case
+    for name, case in CASES.items()
+    if any(word in name for word in ("path_prox", "group", "tune"))
 }
 SEPARABLE = {name: case for name, case in CASES.items() if name not in PROXIMAL}
 
@@ -87,12 +89,14 @@ def test_proximal_rules_move_a_float_a_unit_and_side(name, kind, layout):
     assert_same_shardings(new, params)
     sent = sharded.collectives(compiled)
     # Balancing sums path norms, and dead units are judged by one more norm.
-    vectors = {"path_prox-all": 5, "group_prox-all": 4}.get(name, 2)
+    judged = {"path_prox-all": 5, "group_prox-all": 4, "tune_strength-units": 5}
+    vectors = judged.get(name, 2)
     reduced = sum(c.numbers for c in sent if c.name == "all-reduce")
     assert reduced <= vectors * UNITS + 2
     for call in sent:
         assert call.numbers <= vectors * UNITS + 2, "no weight matrix moves"
-    local = name not in ("path_prox-all", "group_prox-all", "proximal-groups")
+    apart = ("path_prox-all", "group_prox-all", "proximal-groups")
+    local = name not in apart and "tune" not in name
     if kind == "explicit" and layout is LAYOUTS["tensor"] and local:
         assert sent == []
 

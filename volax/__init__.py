@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from volax.transforms import proximal as proximal
     from volax.transforms import proximal_adam as proximal_adam
     from volax.transforms import relative_to_init as relative_to_init
+    from volax.transforms import tune_strength as tune_strength
     from volax.transforms import volumize as volumize
     from volax.transforms import volumized as volumized
 
@@ -64,6 +65,7 @@ __all__ = [
     "report",
     "save",
     "ternarize",
+    "tune_strength",
     "unpack",
     "unpaired",
     "volumize",
@@ -81,7 +83,7 @@ _ROOMS = {
     "pairs.find": "find_groups find_pairs",
     "pairs.verify": "check_groups",
     "transforms": "group_prox lp_decay path_prox proximal proximal_adam "
-    "relative_to_init volumize volumized",
+    "relative_to_init tune_strength volumize volumized",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

@@ -12,7 +12,7 @@ from volax import _paths
 from volax.compress import _dead
 from volax.compress._cut import replaced
 from volax.compress._plan import fitted
-from volax.pairs import Axis, Member, Written
+from volax.pairs import Axis, Member, Written, _judge
 
 
 def drawn(seed=0, **shapes):
@@ -225,7 +225,7 @@ def killed(tree, groups, seed=0, share=0.5):
         count = int(share * rows.shape[-1])
         for row in rows:
             row[rng.permutation(row.size)[:count]] = True
-        outgoing = rng.random() < 0.5 or not _dead.keeps_zero(group)
+        outgoing = rng.random() < 0.5 or not _judge.keeps_zero(group)
         members = group.consumers if outgoing else group.producers + group.biases
         for m in members:
             leaf = new[m.path]

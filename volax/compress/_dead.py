@@ -1,10 +1,4 @@
-"""Which units nothing needs, judged group by group until nothing more changes.
-
-A unit goes for one of two reasons, both exact: nothing reads it (all its outgoing
-weights are zero), or nothing feeds it (all its incoming weights and biases are zero,
-and zero stays zero on the way to the consumers). A removed unit takes its weights
-along, which may leave its neighbours unread or unfed, so the judgement is repeated.
-"""
+"""Which of the units that nothing needs can be cut, and what stays in their place."""
 
 import dataclasses
 import math
@@ -38,56 +32,6 @@ class Kept:
     def __str__(self) -> str:
         count = len(self.units)
         return f"{self.group}: {count} unit{'s' * (count != 1)} kept: {self.reason}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Judgement:
-    """What a group's weights say of its units; bool arrays of the group's ``sizes``.
-
-    Attributes:
-      unread: all outgoing weights are zero.
-      unfed: all incoming weights and biases are zero.
-      constant: all incoming weights are zero, a bias is not.
-    """
-
-    unread: np.ndarray
-    unfed: np.ndarray
-    constant: np.ndarray
-
-    def dead(self, group: Group) -> np.ndarray:
-        """The units that can go without changing the function."""
-        return self.unread | self.unfed if keeps_zero(group) else self.unread
-
-
-def judge(group: Group, leaves: Leaves) -> Judgement:
-    """Judges every unit of a fitted group."""
-    # Counted, not summed in squares: the square of a small weight underflows to 0.
-    read = _any(group.consumers, group, leaves)
-    fed = _any(group.producers, group, leaves)
-    biased = _any(group.biases, group, leaves)
-    return Judgement(~read, ~(fed | biased), ~fed & biased & read)
-
-
-def keeps_zero(group: Group) -> bool:
-    """Whether a unit that nothing feeds is zero where it is read."""
-    if group.states and not group.homogeneous:
-        return False  # a running mean is subtracted from what is zero
-    if group.keeps_zero is not None:
-        return group.keeps_zero
-    return group.homogeneous and not group.states
-
-
-def _any(members: tuple[Member, ...], group: Group, leaves: Leaves) -> np.ndarray:
-    """Whether a unit has a weight other than zero in any of the members."""
-    found = np.zeros(group.sizes, bool)
-    for member in members:
-        leaf = np.asarray(leaves[member.path])
-        carrying = {a.axis for a in member.axes}
-        rest = tuple(i for i in range(leaf.ndim) if i not in carrying)
-        where, _ = _layout.unit_indices(member, group.sizes, leaf.shape)
-        used = (leaf != 0).any(axis=rest).reshape(-1)
-        found |= used[where].any(axis=-1).reshape(group.sizes)
-    return found
 
 
 def positions(member: Member, units: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

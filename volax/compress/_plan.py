@@ -14,7 +14,7 @@ from volax import _paths, masks
 from volax.compress import _dead, _refit
 from volax.compress._dead import Kept
 from volax.compress._fold import fold
-from volax.pairs import _cuts
+from volax.pairs import _cuts, _judge
 from volax.pairs.records import Group, Member, Written
 
 
@@ -215,7 +215,7 @@ def plan(
     while changed:
         changed = False
         for k, group in enumerate(groups):
-            judged = _dead.judge(group, work)
+            judged = _judge.judge(group, work)
             if unsafe[k] is not None:
                 # The units stay, but what they alone read or feed may go.
                 new = judged.dead(group) & ~idle[k] & ~forced[k]
@@ -249,7 +249,7 @@ def plan(
     names = names_of(groups)
     stay, kept = [], []
     for k, group in enumerate(groups):
-        judged = _dead.judge(group, work)
+        judged = _judge.judge(group, work)
         said = [*_unchanged(group, judged, gone[k], reasons.get(k), unsafe[k])]
         stay.append(_dead.rounded(~gone[k], round_to))
         if (extra := stay[-1] & gone[k]).any():
@@ -324,7 +324,7 @@ def _is_vector(leaf: Any) -> bool:
 
 def _unchanged(
     group: Group,
-    judged: _dead.Judgement,
+    judged: _judge.Judgement,
     gone: np.ndarray,
     reason: str | None,
     unsafe: str | None,
@@ -333,7 +333,7 @@ def _unchanged(
     if unsafe is not None:
         yield judged.dead(group), unsafe
         return
-    if not _dead.keeps_zero(group):
+    if not _judge.keeps_zero(group):
         yield judged.unfed & ~judged.unread & ~gone, _dead.UNFED
     if reason is not None:
         yield judged.constant & ~gone, f"{_dead.CONSTANT}; {reason}"
