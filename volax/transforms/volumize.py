@@ -46,7 +46,9 @@ def relative_to_init(scale: Hyperparameter) -> RelativeToInit:
 
     Returns:
       A value for the ``volume`` of :func:`volax.volumize` and
-      :func:`volax.volumized`; the maxima are kept in the optimizer's state.
+      :func:`volax.volumized`. The optimizer's state keeps the maxima, one scalar for
+      each leaf in the tree of the parameters; so ``optax.tree.map_params`` visits them
+      as well, and a sharding made there is ``PartitionSpec()`` for them.
 
     Raises:
       ValueError: ``scale`` is negative, NaN or not a number.
