@@ -1,5 +1,7 @@
 """Records written by hand have open sizes; groups have none."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import pytest
 
@@ -36,3 +38,62 @@ def test_json_keeps_which_of_the_two_a_record_is():
     assert again == found
     assert [type(record) for record in again] == [Written, Group]
     assert str(again).count("?") == 1
+
+
+NORMED = Written(
+    (-1,),
+    (Member("w1", "producer", 1, (Axis(-1, -1),)),),
+    (Member("w2", "consumer", -1, (Axis(-2, -1),)),),
+    fixed=(Member("gate", "producer", 0, (Axis(-1, -1),)),),
+    states=(Member("mean", "state", 0, (Axis(-1, -1),)),),
+)
+MEAN = {"mean": jnp.ones(8)}
+WITH_GATE = LEAVES | {"gate": jnp.ones((3, 8))}
+
+
+def test_fit_completes_all_that_carries_the_units():
+    fitted = Axis(0, 0, (8,), (1,), (0,))
+    for group in (NORMED.fit(WITH_GATE, states=MEAN), NORMED.fit(WITH_GATE | MEAN)):
+        assert group.fixed[0].axes == (dataclasses.replace(fitted, axis=1),)
+        assert group.states[0].axes == (fitted,)
+        assert not group.is_open
+    # The tree of an optimizer holds no statistics, and a complete record needs none.
+    again = NORMED.fit(WITH_GATE, states=MEAN).fit(WITH_GATE)
+    assert again.states == NORMED.fit(WITH_GATE | MEAN).states
+
+
+@pytest.mark.parametrize(
+    ("leaves", "states", "message"),
+    [
+        (LEAVES, MEAN, r"pair w1 -> w2: producer 'gate' is not in the tree"),
+        (WITH_GATE, {}, r"pair w1 -> w2: state 'mean' is not .* running statistics"),
+        (WITH_GATE, None, r"pair w1 -> w2: state 'mean' is not .* running statistics"),
+        (
+            WITH_GATE | {"gate": jnp.ones((3, 7))}, MEAN,
+            r"pair w1 -> w2: producer 'gate' has 7 entries along axis 1, expected 8",
+        ),
+        (
+            WITH_GATE, {"mean": jnp.ones(7)},
+            r"pair w1 -> w2: state 'mean' has 7 entries along axis 0, expected 8",
+        ),
+    ],
+    ids=["no fixed", "no state", "state left open", "fixed", "state"],
+)  # fmt: skip
+def test_fit_names_what_is_missing_or_does_not_fit(leaves, states, message):
+    with pytest.raises(ValueError, match=message):
+        NORMED.fit(leaves, states=states)
+
+
+@pytest.mark.parametrize("side", ["producers", "fixed", "states", "output_biases"])
+def test_a_group_has_no_open_layout(side):
+    group = PAIR.fit(LEAVES)
+    added = Member("more", "state", 0, (Axis(0),))
+    with pytest.raises(ValueError, match=r"-> w2: the layout of state 'more'"):
+        dataclasses.replace(group, **{side: (*group.producers, added)})
+
+
+def test_json_keeps_what_is_open_beside_known_sizes():
+    record = dataclasses.replace(NORMED, sizes=(8,))
+    (again,) = Groups.from_json(Groups((record,)).to_json())
+    assert again == record
+    assert type(again) is Written

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from volax import _paths, masks
+from volax import masks
 from volax.compress import _dead, _refit
 from volax.compress._dead import Kept
 from volax.compress._fold import fold
@@ -96,26 +96,7 @@ def fitted(
                 f"{what}: groups must hold records of volax.find_groups or volax.pair, "
                 f"got {type(group).__name__}"
             )
-        for member in group.carriers:
-            if member.path not in leaves:
-                hint = "; pass the running statistics too, as state=..."
-                raise ValueError(
-                    f"{what}: {group.name}: {member.role} {member.path!r} is not in "
-                    f"the tree; {_paths.nearest(member.path, leaves)}"
-                    + (hint if member.role == "state" else "")
-                )
-        # Group.fit completes what rescaling is about; the rest is completed alike.
-        scales, fixed = len(group.scales), len(group.fixed)
-        extra = (*group.scales, *group.fixed, *group.states)
-        full = dataclasses.replace(group, scales=extra).fit(leaves, f"{what}: group")
-        found.append(
-            dataclasses.replace(
-                full,
-                scales=full.scales[:scales],
-                fixed=full.scales[scales : scales + fixed],
-                states=full.scales[scales + fixed :],
-            )
-        )
+        found.append(group.fit(leaves, f"{what}: group", leaves))
     shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
     _refit.check_apart(found, shapes, what)
     for group in found:

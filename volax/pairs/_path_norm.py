@@ -1,5 +1,6 @@
 """The path norm of each unit, ||a|| ||v|| (arXiv 2210.03069)."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 
@@ -67,7 +68,10 @@ def path_norm(
       Yang et al., `A Better Way to Decay <https://arxiv.org/abs/2210.03069>`_, 2022.
     """
     leaves = _paths.named_leaves(params)
-    groups = [g.fit(leaves, "path_norm") for g in as_groups(pairs, "path_norm")]
+    given = as_groups(pairs, "path_norm")
+    # What stays as it is when the units are rescaled may lie in other trees.
+    bare = [dataclasses.replace(group, fixed=(), states=()) for group in given]
+    groups = [group.fit(leaves, "path_norm") for group in bare]
     return tuple(path_norms(g, leaves) for g in groups)
 
 

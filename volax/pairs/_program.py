@@ -1,6 +1,5 @@
 """A program as ``check_groups`` runs it: arrays drawn or varied, and its outputs."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -61,20 +60,8 @@ class Program:
 
     def fit(self, group: Written) -> Group:
         """The group with every size filled in."""
-        fitted = group.fit(self._leaves(self._params), "check_groups: group")
-        # Group.fit completes what rescaling is about; the rest is completed alike.
-        rest = {}
-        for name, places in (("fixed", self._params), ("states", self._inputs)):
-            for member in getattr(group, name):
-                if member.path not in places:
-                    raise ValueError(
-                        f"check_groups: {group.name}: {member.role} {member.path!r} "
-                        f"is not in the tree; {_paths.nearest(member.path, places)}"
-                    )
-            leaves = self._leaves({**self._params, **places})
-            extra = dataclasses.replace(fitted, scales=getattr(group, name))
-            rest[name] = extra.fit(leaves, "check_groups: group").scales
-        fitted = dataclasses.replace(fitted, **rest)
+        params, inputs = map(self._leaves, (self._params, self._inputs))
+        fitted = group.fit(params, "check_groups: group", inputs)
         for member in fitted.states:
             self.states[self.place(member)] = True
         return fitted

@@ -31,6 +31,11 @@ CAPTURED, RANDOM = "a captured array", "random numbers"
 
 OPEN = -1  # a size, stride or offset that only the tree tells
 
+# The fields of a record that hold members, but for the statistics.
+_PARAMETERS = (
+    "producers", "consumers", "biases", "scales", "fixed", "output_biases"
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
@@ -51,6 +56,11 @@ class Axis:
     sizes: tuple[int, ...] = (OPEN,)
     strides: tuple[int, ...] = (1,)
     units: tuple[int | None, ...] = (0,)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the layout leaves something to the sizes of a tree."""
+        return OPEN in (self.offset, *self.sizes, *self.strides)
 
     def fill(self, sizes: tuple[int, ...], ndim: int) -> "Axis":
         """Replaces what a hand-written record leaves open by the sizes of the units."""
@@ -94,6 +104,11 @@ class Member:
         """The number of the axis that carries the units, or of all such axes."""
         numbers = tuple(a.axis for a in self.axes)
         return numbers[0] if len(numbers) == 1 else numbers
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its layout leaves something to the sizes of a tree."""
+        return any(axis.is_open for axis in self.axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,12 +161,30 @@ class Written:
         sides = (self.producers, self.consumers)
         return " -> ".join(", ".join(m.path for m in side) for side in sides)
 
-    def fit(self, leaves: Mapping[str, Any], what: str = "pair") -> "Group":
+    @property
+    def is_open(self) -> bool:
+        """Whether the record leaves something to the sizes of a tree."""
+        return OPEN in self.sizes or self._open_member() is not None
+
+    def _open_member(self) -> Member | None:
+        """The first member whose layout is open."""
+        every = (*self.carriers, *(self.output_biases or ()))
+        return next((m for m in every if m.is_open), None)
+
+    def fit(
+        self,
+        leaves: Mapping[str, Any],
+        what: str = "pair",
+        states: Mapping[str, Any] | None = None,
+    ) -> "Group":
         """Completes and checks the record against the parameters of a tree.
 
         Args:
           leaves: arrays (or their shapes as ``jax.ShapeDtypeStruct``) by key path.
           what: how to call the record in errors.
+          states: the same of the running statistics. By default they are looked up in
+            ``leaves``, and those that are not there, as in the tree of an optimizer,
+            stay as they are written; the record must tell their layout.
 
         Returns:
           The record with every size filled in; of a group, an equal one.
@@ -160,28 +193,34 @@ class Written:
           ValueError: a path is not in the tree, an axis does not exist, or the number
             of units differs between members.
         """
-        for member in (*self.members, *(self.output_biases or ())):
-            if member.path not in leaves:
+        where = f"{what} {self.name}"
+
+        def shape(member: Member, tree: Mapping[str, Any] = leaves) -> tuple[int, ...]:
+            if member.path not in tree:
+                hint = "; pass the running statistics too"
                 raise ValueError(
-                    f"{what} {self.name}: {member.role} {member.path!r} is not in the "
-                    f"tree; {_paths.nearest(member.path, leaves)}"
+                    f"{where}: {member.role} {member.path!r} is not in the tree; "
+                    f"{_paths.nearest(member.path, tree)}"
+                    + (hint if member in self.states else "")
                 )
+            return jnp.shape(tree[member.path])
+
+        def state(member: Member) -> Member:
+            if states is None and member.path not in leaves and not member.is_open:
+                return member
+            tree = leaves if states is None else states
+            return _fit(member, sizes, shape(member, tree), where)
+
         sizes = self.sizes
         if OPEN in sizes:
-            sizes = _unit_sizes(
-                self.producers[0], jnp.shape(leaves[self.producers[0].path])
-            )
-
-        def fitted(members: tuple[Member, ...]) -> tuple[Member, ...]:
-            return tuple(
-                _fit(m, sizes, jnp.shape(leaves[m.path]), f"{what} {self.name}")
-                for m in members
-            )
-
+            sizes = _unit_sizes(self.producers[0], shape(self.producers[0]))
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        given["sizes"] = sizes
-        for side in ("producers", "consumers", "biases", "scales"):
-            given[side] = fitted(given[side])
+        for side in _PARAMETERS:
+            if given[side] is not None:
+                given[side] = tuple(
+                    _fit(m, sizes, shape(m), where) for m in given[side]
+                )
+        given |= {"sizes": sizes, "states": tuple(map(state, self.states))}
         return Group(**given)
 
 
@@ -227,6 +266,12 @@ class Group(Written):
             raise ValueError(
                 f"group {self.name}: the number of units has to be given, got sizes "
                 f"{self.sizes}; volax.pairs.Written leaves it to the tree"
+            )
+        if (member := self._open_member()) is not None:
+            raise ValueError(
+                f"group {self.name}: the layout of {member.role} {member.path!r} has "
+                f"to be given, got {', '.join(map(str, member.axes))}; "
+                "volax.pairs.Written leaves it to the tree"
             )
 
 
@@ -288,7 +333,7 @@ def _fit(
 
 def _hint(written: Axis) -> str:
     """What to do where an axis does not fit its parameter."""
-    if written.offset == OPEN or OPEN in (*written.sizes, *written.strides):
+    if written.is_open:
         return (
             "; volax.member(path, axis, offset=..., positions=...) describes a "
             "flattened or concatenated axis"

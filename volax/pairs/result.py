@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 from volax._text import aligned
 from volax.pairs import records
 from volax.pairs._disjoint import heaviest
-from volax.pairs.records import OPEN, Axis, Group, Member, Written
+from volax.pairs.records import Axis, Group, Member, Written
 
 # Operations that bend nothing, as ``Group.through`` names them.
 _LINEAR = {
@@ -318,7 +318,8 @@ def _group(data: dict[str, Any]) -> Written:
             fields[field.name] = tuple(
                 _member(v) if isinstance(v, dict) else v for v in value
             )
-    return (Written if OPEN in fields["sizes"] else Group)(**fields)
+    record = Written(**fields)
+    return record if record.is_open else Group(**fields)
 
 
 def _member(data: dict[str, Any]) -> Member:

@@ -1,5 +1,6 @@
 """Records of units beside the parameters that an update gets."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,7 +31,8 @@ def present(
       side: the members that the transformation reads or changes.
 
     Returns:
-      The records, and the leaves of the tree by key path.
+      The records with those of their members that may be read, and the leaves of the
+      tree by key path.
 
     Raises:
       ValueError: a record does not fit the tree, or is masked out by half.
@@ -39,6 +41,7 @@ def present(
     absent = [path for path, leaf in leaves.items() if _paths.is_absent(leaf)]
     groups = []
     for group in written:
+        touched = set(side(group))
         paths = list(dict.fromkeys(m.path for m in side(group)))
         gone = [path for path in paths if any(_paths.is_above(a, path) for a in absent)]
         if len(gone) == len(paths):
@@ -49,7 +52,13 @@ def present(
                 f"{name}: the {kind} {group.name} is masked out by half: "
                 f"{', '.join(gone)} masked, {', '.join(kept)} not"
             )
-        groups.append(group.fit(leaves, f"{name}: {kind}"))
+        # What it leaves alone, statistics above all, may lie in other trees.
+        rest = {
+            "fixed": tuple(m for m in group.fixed if m in touched),
+            "states": tuple(m for m in group.states if m in touched),
+        }
+        bare = dataclasses.replace(group, **rest)
+        groups.append(bare.fit(leaves, f"{name}: {kind}"))
     return tuple(groups), leaves
 
 
