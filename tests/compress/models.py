@@ -11,7 +11,7 @@ import volax
 from volax import _paths
 from volax.compress import _dead
 from volax.compress._cut import replaced
-from volax.compress._plan import fitted
+from volax.compress._fitted import fitted
 from volax.pairs import Axis, Member, Written, _judge
 
 

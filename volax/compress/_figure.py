@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # Matplotlib is an extra, and the report draws by this module
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from volax.compress.report import GroupReport, Report
+    from volax.compress._reports import GroupReport, Report
 
 _INK, _MUTED, _GRID = "#1f2937", "#9ca3af", "#e5e7eb"
 _BLUE, _PALE, _WALL = "#2563eb", "#dbeafe", "#c2410c"

@@ -2,20 +2,19 @@
 
 import dataclasses
 import types
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from volax import masks
-from volax.compress import _dead, _refit
+from volax.compress import _dead, _keep
 from volax.compress._dead import Kept
+from volax.compress._fitted import names_of
 from volax.compress._fold import fold
 from volax.pairs import _cuts, _judge
-from volax.pairs.records import Group, Member, Written
+from volax.pairs.records import Group, Member
 
 
 @dataclasses.dataclass
@@ -39,112 +38,6 @@ class Plan:
     unread: tuple[np.ndarray, ...]
     kept: tuple[Kept, ...]
     folded: dict[str, np.ndarray]
-
-
-def names_of(groups: Sequence[Group]) -> tuple[str, ...]:
-    """A name for each group; the units of heads and of their channels tell them apart.
-
-    Args:
-      groups: fitted groups.
-
-    Returns:
-      Producers and consumers; where other groups have the same, the units too, and
-      where these agree as well, a number.
-    """
-    names = [group.name for group in groups]
-    shared = {name for name, count in Counter(names).items() if count > 1}
-    for k, group in enumerate(groups):
-        if names[k] in shared:
-            names[k] += f" (units {' x '.join(map(str, group.sizes))})"
-    alike, seen = Counter(names), Counter()
-    for k, name in enumerate(names):
-        if alike[name] > 1:
-            seen[name] += 1
-            names[k] = f"{name} number {seen[name]}"
-    return tuple(names)
-
-
-def fitted(
-    groups: Any, leaves: Mapping[str, Any], what: str, apart: Set[str] = frozenset()
-) -> tuple[Group, ...]:
-    """The groups of an argument, completed by the sizes of a tree.
-
-    Args:
-      groups: one group, or an iterable of them.
-      leaves: arrays by key path; the running statistics too.
-      what: who asks, for errors.
-      apart: key paths of statistics that lie in trees of their own, beside that of the
-        parameters.
-
-    Returns:
-      The groups, each once.
-
-    Raises:
-      ValueError: something else than groups, a group that does not fit the tree, or
-        one weight in two groups.
-    """
-    listed = (groups,) if isinstance(groups, Written) else groups
-    if not isinstance(listed, Iterable):
-        raise ValueError(
-            f"{what}: groups: expected records of volax.find_groups or volax.pair, "
-            f"got {type(groups).__name__}"
-        )
-    found = []
-    for group in dict.fromkeys(listed):
-        if not isinstance(group, Written):
-            raise ValueError(
-                f"{what}: groups must hold records of volax.find_groups or volax.pair, "
-                f"got {type(group).__name__}"
-            )
-        found.append(group.fit(leaves, f"{what}: group", leaves))
-    shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
-    _refit.check_apart(found, shapes, what)
-    for group in found:
-        _check_complete(
-            group, leaves, {m.path for g in found for m in g.carriers}, what, apart
-        )
-    return tuple(found)
-
-
-def _modules(leaves: Iterable[str], apart: Set[str]) -> dict[str, str]:
-    """The module of each array: all steps of its key path but the last.
-
-    Statistics that lie apart have more steps in front (a collection's name); theirs
-    is the longest end of these steps that is the module of a parameter.
-    """
-    above = {path: path.split("/")[:-1] for path in leaves}
-    known = {tuple(steps) for path, steps in above.items() if path not in apart}
-    found = {}
-    for path, steps in above.items():
-        ends = (steps[k:] for k in range(len(steps)) if path in apart)
-        found[path] = "/".join(next((e for e in ends if tuple(e) in known), steps))
-    return found
-
-
-def _check_complete(
-    group: Group,
-    leaves: Mapping[str, Any],
-    listed: set[str],
-    what: str,
-    apart: Set[str],
-) -> None:
-    """Refuses a hand-written group that forgets a vector beside what it lists."""
-    if group.keeps_zero is not None:
-        return
-    inside = _modules(leaves, apart)
-    for member in group.carriers:
-        parent = inside[member.path]
-        if member in group.consumers or not parent:
-            continue
-        beside = [path for path, module in inside.items() if module == parent]
-        for path in beside:
-            shape = np.shape(leaves[path])
-            if path not in listed and shape == group.sizes:
-                raise ValueError(
-                    f"{what}: {group.name}: {path!r} of shape {shape} stands beside "
-                    f"{member.path!r} and seems to carry the units too; add it to the "
-                    "group, as bias=..., scale=... or in states"
-                )
 
 
 def plan(
@@ -180,8 +73,8 @@ def plan(
     beside = {k: np.asarray(v) for k, v in leaves.items() if _is_vector(v)}
     work, folded = {**beside, **held}, {}
     if keep is not None:
-        _check_keep(keep, groups, leaves)
-    forced = [_forced(keep, g, leaves) for g in groups]
+        _keep.check(keep, groups, leaves)
+    forced = [_keep.forced(keep, g, leaves) for g in groups]
     unsafe = [
         _cuts.uncuttable(g, owners, shapes)
         or (None if proven else _dead.unsafe(g, held))
@@ -330,59 +223,3 @@ def _why_rounded(gone: np.ndarray, round_to: int) -> str:
     if max(counts.max(), 1) % round_to:
         why.append(f"the count is a multiple of {round_to}")
     return " and ".join(why)
-
-
-def _forced(keep: Any, group: Group, leaves: Mapping[str, Any]) -> np.ndarray:
-    """The units that the user wants to keep, bool of the group's ``sizes``."""
-    chosen = np.zeros(group.sizes, bool)
-    if keep is None:
-        return chosen
-    if isinstance(keep, masks.Mask):
-        named = {m.path: keep.selects(m.path, leaves[m.path]) for m in group.producers}
-    elif isinstance(keep, Mapping):
-        named = keep
-    else:
-        named = dict.fromkeys((keep,) if isinstance(keep, str) else keep, True)
-    for member in group.producers:
-        which = named.get(member.path, False)
-        if isinstance(which, bool | np.bool_):
-            chosen |= which
-            continue
-        which = np.asarray(which, None if len(which) else int)
-        if which.dtype == bool and which.shape == group.sizes:
-            chosen |= which
-        elif _are_units(which, group.size):
-            chosen.reshape(-1)[which] = True
-        else:
-            raise ValueError(
-                f"compact: keep: {member.path!r}: expected True, numbers of units "
-                f"below {group.size}, or bools of shape {group.sizes}, got {which!r}"
-            )
-    return chosen
-
-
-def _are_units(which: np.ndarray, count: int) -> bool:
-    integers = np.issubdtype(which.dtype, np.integer) and which.ndim == 1
-    return integers and bool(((which >= 0) & (which < count)).all())
-
-
-def _check_keep(keep: Any, groups: Sequence[Group], leaves: Mapping[str, Any]) -> None:
-    """Refuses a choice that is none, or that names no producer."""
-    makers = {m.path for g in groups for m in g.producers}
-    if isinstance(keep, masks.Mask):
-        if not any(keep.selects(path, leaves[path]) for path in makers):
-            raise ValueError(
-                f"compact: keep: {keep!r} selects none of {sorted(makers)}"
-            )
-        return
-    if not isinstance(keep, str | Iterable):
-        raise ValueError(
-            "compact: keep must be key paths of producers, a mask of volax, or a "
-            f"dictionary from such paths, got {keep!r}"
-        )
-    for path in (keep,) if isinstance(keep, str) else keep:
-        if path not in makers:
-            raise ValueError(
-                f"compact: keep: {path!r} makes no units of these groups; "
-                f"the producers are {', '.join(sorted(makers)[:5])}"
-            )

@@ -10,7 +10,7 @@ from volax._text import aligned
 from volax.compress._kinds import PARAMETER
 
 if TYPE_CHECKING:  # it prints by this module
-    from volax.compress.report import GroupReport, LeafReport, Report
+    from volax.compress._reports import GroupReport, LeafReport, Report
 
 
 def text(report: "Report", rows: int) -> str:

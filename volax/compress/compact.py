@@ -5,20 +5,21 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from volax import _modules, _nnx, _paths
-from volax._sharding import put_like
+from volax import _modules, _nnx
 from volax._text import aligned
-from volax.compress._cut import Cuts, Cutting, cut, cut_state, cutting, replaced
+from volax.compress import _proof
+from volax.compress._check import Check
+from volax.compress._cut import Cuts, Cutting, cut, cut_state, cutting
 from volax.compress._dead import Kept
-from volax.compress._kinds import OTHER, PARAMETER, STATE, kinds
-from volax.compress._plan import Plan, fitted, lively, plan
-from volax.compress._proof import Difference, difference, is_finite, tolerance
-from volax.pairs.records import Group, Written
+from volax.compress._fitted import fitted
+from volax.compress._kinds import OTHER, PARAMETER, STATE
+from volax.compress._plan import Plan, lively, plan
+from volax.compress._proof import Difference
+from volax.compress._source import Source, in_state, out_of_state
+from volax.pairs.records import Written
 from volax.pairs.result import Groups
 
 
@@ -152,20 +153,20 @@ def compact(
         raise ValueError(
             "compact: tolerance is the limit of check, and check was not given"
         )
-    source = _Source.of(params, state)
+    source = Source.of(params, state)
     shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in source.leaves.items()}
     listed = groups
     if state is not None:
         every = (groups,) if isinstance(groups, Written) else groups
-        listed = [_in_state(group) for group in every]
+        listed = [in_state(group) for group in every]
     found = fitted(listed, source.leaves, "compact", source.apart)
-    run = None if check is None else _Check.of(check, source.is_module, state)
+    run = None if check is None else Check.of(check, source.is_module, state)
     limit = tolerance
     before = None if run is None else run.full(params, state)
     owners = _nnx.owners(params)
     if run is not None and limit is None:
         carried = [source.leaves[m.path] for g in found for m in g.carriers]
-        limit = _tolerance(carried, before)
+        limit = _proof.tolerance(carried, before)
 
     def planned(folding: str | None, leave: dict[int, str]) -> Plan:
         return plan(
@@ -198,7 +199,7 @@ def compact(
             if drawn:
                 drawn = folded | {k: source.like(k, v) for k, v in drawn.items()}
                 vivid = run.full(*source.rebuilt(drawn))
-                if is_finite(vivid):
+                if _proof.is_finite(vivid):
                     _, why = run.compare(vivid, *smaller(dict(drawn)), limit)
                 why = why and f"with random numbers in place of zeros, {why}"
         return _Attempt(folding, made, after, small, small_state, gap, why)
@@ -223,7 +224,7 @@ def compact(
                 f"cut were {_cut_names(done.planned)}"
             )
     made, after = done.planned, done.after
-    left = tuple(map(_out_of_state, after.groups))
+    left = tuple(map(out_of_state, after.groups))
     if isinstance(groups, Groups):
         smaller = groups.resized(left, shapes, after.shapes)
     else:
@@ -275,148 +276,6 @@ def _without_failing(
         else:
             waiting += [some[len(some) // 2 :], some[: len(some) // 2]]
     return (found, leave) if found.after.cuts and not found.why else (whole, {})
-
-
-_tolerance = tolerance
-_STATE = "state/"
-
-
-def _in_state(group: Written) -> Written:
-    """A group whose statistics are looked up in ``state``."""
-    if not isinstance(group, Written):
-        return group
-    states = (dataclasses.replace(m, path=_STATE + m.path) for m in group.states)
-    return dataclasses.replace(group, states=tuple(states))
-
-
-def _out_of_state(group: Group) -> Group:
-    """A group whose statistics have the key paths that the user gave."""
-    states = (
-        dataclasses.replace(m, path=m.path.removeprefix(_STATE)) for m in group.states
-    )
-    return dataclasses.replace(group, states=tuple(states))
-
-
-@dataclasses.dataclass
-class _Source:
-    """What the user gave, as arrays by key path and the way back."""
-
-    leaves: dict[str, Any]
-    kinds: dict[str, str]
-    is_module: bool
-    rebuilt: Callable[[dict[str, Any]], tuple[Any, Any]]
-
-    @classmethod
-    def of(cls, params: Any, state: Any) -> "_Source":
-        tree, merge = _modules.split(params)
-        leaves = _paths.named_leaves(tree)
-        # A model may name its statistics, or its masks, like its parameters.
-        others = {_STATE + k: v for k, v in _paths.named_leaves(state).items()}
-        for path in leaves.keys() & others.keys():
-            raise ValueError(f"compact: {path!r} is in params as well as in state")
-        for path, leaf in {**leaves, **others}.items():
-            if isinstance(leaf, jax.ShapeDtypeStruct | Tracer):
-                raise ValueError(
-                    f"compact: {path!r} is no array but {type(leaf).__name__}"
-                )
-
-        def rebuilt(new: dict[str, Any]) -> tuple[Any, Any]:
-            small = merge(replaced(tree, new))
-            below = {k.removeprefix(_STATE): v for k, v in new.items() if k in others}
-            return small, replaced(state, below)
-
-        kind = {**kinds(tree), **dict.fromkeys(others, STATE)}
-        is_module = _modules.is_module(params)
-        return cls({**leaves, **others}, kind, is_module, rebuilt)
-
-    @property
-    def apart(self) -> set[str]:
-        """Statistics that lie in collections of their own; in a module none does."""
-        return (
-            set()
-            if self.is_module
-            else {path for path, kind in self.kinds.items() if kind == STATE}
-        )
-
-    def like(self, path: str, array: Any) -> Any:
-        """A changed array of the kind it had before."""
-        leaf = self.leaves[path]
-        return put_like(array, leaf) if isinstance(leaf, jax.Array) else array
-
-
-@dataclasses.dataclass
-class _Check:
-    """Runs the two models on the same inputs."""
-
-    fn: Callable[..., Any]
-    small_fn: Callable[..., Any]
-    inputs: tuple[Any, ...]
-    is_module: bool
-    with_state: bool
-    written: list[str] = dataclasses.field(default_factory=list)
-
-    @classmethod
-    def of(cls, check: Any, is_module: bool, state: Any) -> "_Check":
-        check = tuple(check) if isinstance(check, tuple | list) else (check,)
-        if len(check) == 3 and callable(check[0]):
-            fn, small_fn, inputs = check
-            fn = _modules.called if _modules.is_module(fn) else fn
-        elif is_module and not any(callable(x) for x in check):
-            fn, small_fn, inputs = _modules.called, None, check
-        else:
-            raise ValueError(
-                "compact: check must be (fn, small_fn, inputs), or for an NNX or "
-                f"Equinox module the tuple of its inputs, got {len(check)} entries"
-            )
-        inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-        return cls(fn, small_fn or fn, inputs, is_module, state is not None)
-
-    def full(self, params: Any, state: Any) -> Any:
-        return self._run(self.fn, params, state)
-
-    def compare(
-        self, before: Any, params: Any, state: Any, limit: float
-    ) -> tuple[Difference | None, str | None]:
-        """How far the small model is off, and why it is none, if so."""
-        try:
-            after = self._run(self.small_fn, params, state)
-        except Exception as error:
-            why = f"the small model does not run: {type(error).__name__}: {error}"
-            return None, why
-        try:
-            gap = difference(before, after)
-        except ValueError as error:
-            return None, f"check: {error}"
-        if gap.relative <= limit:
-            return gap, None
-        return gap, f"the small model differs by {gap}, more than {limit:.2g}"
-
-    def hint(self) -> str:
-        """What may stand behind a failure."""
-        hints = ["; does the program hold a constant that depends on a width?"]
-        if self.written:
-            hints.append(
-                f"The model draws random numbers or writes statistics "
-                f"({', '.join(self.written[:3])}): give model.eval()"
-            )
-        if self.small_fn is self.fn and not self.is_module:
-            hints.append(
-                "A module whose widths are static (Linen, Haiku) needs small_fn, which "
-                "builds it for the new shapes"
-            )
-        return " ".join(hints)
-
-    def _run(self, fn: Callable[..., Any], params: Any, state: Any) -> Any:
-        if self.is_module:
-            # A run may write running statistics; the user's module stays as it is.
-            tree, merge = _modules.split(params)
-            params = merge(jax.tree.map(lambda leaf: leaf, tree))
-            result = fn(params, *((state,) if self.with_state else ()), *self.inputs)
-            new = _paths.named_leaves(_modules.split(params)[0])
-            old = _paths.named_leaves(tree)
-            self.written = [k for k in old if new.get(k) is not old[k]]
-            return result
-        return fn(params, *((state,) if self.with_state else ()), *self.inputs)
 
 
 def _optimizer(opt_state: Any, gone: Cuts, shapes: _nnx.Shapes) -> Any:

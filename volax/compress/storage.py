@@ -1,20 +1,16 @@
 """Models on disk: arrays in the safetensors format with a JSON manifest beside them.
 
-The safetensors library writes and reads the format. The manifest (the key paths, what
-the user gave) and a checksum of everything stand in the header's metadata. Reading
-parses JSON and copies bytes; nothing in a file is ever run. safetensors 0.8.0 writes
-float8 arrays but cannot read them into NumPy (``safe_open(..., "np").get_tensor`` looks
-for ``numpy.float8_e4m3fn``), so they lie in the file as bytes, uint8, and the manifest
-says what they are.
+The manifest holds the key paths and what the user gave. Reading parses JSON and copies
+bytes; nothing in a file is ever run. safetensors 0.8.0 writes float8 arrays but cannot
+read them into NumPy (``safe_open(..., "np").get_tensor`` looks for
+``numpy.float8_e4m3fn``), so they lie in the file as bytes, uint8, and the manifest says
+what they are.
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import json
 import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +20,10 @@ import numpy as np
 
 from volax import _modules, _paths
 from volax._sharding import put_like
+from volax.compress import _file
 from volax.compress.compact import Compacted
 from volax.compress.packing import Packed, is_packed
 
-_FORMAT = "volax 3"
 _STORED = (
     "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
     "float16", "bfloat16", "float32", "float64", "complex64",
@@ -38,6 +34,9 @@ _MALFORMED = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError,
     RecursionError,
 )  # fmt: skip
+
+# What a step of a key path goes into, as the manifest says it.
+_ITEM, _KEY, _NAME = "item", "key", "name"  # a sequence, a dictionary, anything else
 
 Steps = tuple[str, ...]  # the names along a key path
 
@@ -110,9 +109,7 @@ def save(
         text = json.dumps({"leaves": places, "manifest": own}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"save: the manifest is no plain JSON: {error}") from error
-    sha256 = _checksum(arrays, text)
-    metadata = {"format": _FORMAT, "volax": text, "sha256": sha256}
-    return _write(Path(path), arrays, metadata)
+    return _file.write(Path(path), arrays, text)
 
 
 def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
@@ -146,7 +143,7 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
     tree, merge = _modules.split(into)
     likes = dict(zip(_below_params(_places(tree)), jax.tree.leaves(tree, is_packed)))
     leaves: dict[str, Any] = {}
-    with _reading(Path(path)) as (text, read):
+    with _file.reading(Path(path)) as (text, read):
         try:
             about = json.loads(text)
             manifest, places = about["manifest"], about["leaves"]
@@ -178,14 +175,18 @@ def _is_key(x: Any) -> bool:
 def _key(entry: Any) -> list[Any]:
     """One step of a key path, as JSON."""
     if isinstance(entry, jax.tree_util.SequenceKey):
-        return ["item", entry.idx]
+        return [_ITEM, entry.idx]
     if isinstance(entry, jax.tree_util.DictKey) and isinstance(entry.key, str | int):
-        return ["key", entry.key]
-    return ["name", jax.tree_util.keystr((entry,), simple=True)]
+        return [_KEY, entry.key]
+    return [_NAME, jax.tree_util.keystr((entry,), simple=True)]
 
 
 def _parts(name: str, node: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the manifest says of a leaf, and the arrays that hold it."""
+    """What the manifest says of a leaf, and by their names the arrays that hold it.
+
+    Packed weights are two arrays, the bits and the scales; a random key is the integers
+    that it is made of; every other leaf is the array that it is.
+    """
     if isinstance(node, Packed):
         place = {"shape": list(node.shape), "bits": node.bits}
         parts = {f"{name}/data": node.data, f"{name}/scale": node.scale}
@@ -228,8 +229,8 @@ def _leaf(
 
 
 def _nested(leaves: dict[str, Any], keys: dict[str, list[tuple[str, Any]]]) -> Any:
-    """Dictionaries and lists by the steps of the key paths."""
-    if list(keys.values()) == [[]]:
+    """Dictionaries and lists by the steps of the key paths, as (kind, step) each."""
+    if list(keys.values()) == [[]]:  # the tree was one bare array
         return next(iter(leaves.values()))
     root: dict[Any, Any] = {}
     for name, leaf in leaves.items():
@@ -242,7 +243,7 @@ def _nested(leaves: dict[str, Any], keys: dict[str, list[tuple[str, Any]]]) -> A
         tuple(step for _, step in steps[:depth])
         for steps in keys.values()
         for depth, (kind, _) in enumerate(steps)
-        if kind == "item"
+        if kind == _ITEM
     }
 
     def listed(node: Any, above: tuple[Any, ...]) -> Any:
@@ -251,7 +252,8 @@ def _nested(leaves: dict[str, Any], keys: dict[str, list[tuple[str, Any]]]) -> A
         inner = {k: listed(v, (*above, k)) for k, v in node.items()}
         if above not in lists:
             return inner
-        return [inner.get(k) for k in range(max(inner) + 1)]  # None has no leaf
+        # An entry that was None, which holds no array, has no key path and is missing.
+        return [inner.get(k) for k in range(max(inner) + 1)]
 
     return listed(root, ())
 
@@ -259,7 +261,8 @@ def _nested(leaves: dict[str, Any], keys: dict[str, list[tuple[str, Any]]]) -> A
 def _filled(file: str, tree: Any, have: dict[Steps, Any], runs: bool) -> Any:
     """A tree with the arrays of a file, which stand there by the same key paths.
 
-    A tree that runs, as a module does, gets packed weights only where it had some.
+    Where ``runs`` the tree is that of a module, which computes with its arrays, so that
+    packed weights of the file are unpacked unless the module had packed ones itself.
     """
     places = _places(tree)
     if set(places) != have.keys():
@@ -296,100 +299,3 @@ def _below_params(paths: list[Steps]) -> list[Steps]:
     """Key paths below ``params``, where all stand in this one Linen collection."""
     within = all(len(steps) > 1 and steps[0] == "params" for steps in paths)
     return [steps[1:] for steps in paths] if within else paths
-
-
-def _library(what: str) -> Any:
-    """The safetensors library; ``what`` names the caller."""
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError(
-            f"{what} needs safetensors: pip install 'volax-optax[compress]'"
-        ) from error
-    return safetensors
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """A file that takes the place of ``path`` once it is complete and on the disk."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-        yield partial
-        partial.chmod(mode)  # safetensors makes files that only their owner may read
-        with open(partial, "r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> int:
-    safetensors = _library("save")
-    with _writing(path) as partial:
-        try:
-            safetensors.numpy.save_file(arrays, partial, metadata=metadata)
-        except safetensors.SafetensorError as error:
-            raise OSError(f"save: {path} cannot be written: {error}") from error
-        return partial.stat().st_size
-
-
-def _checksum(arrays: Mapping[str, np.ndarray], text: str) -> str:
-    """Of the manifest, and of the names, dtypes, shapes and bytes of all arrays."""
-    digest = hashlib.sha256(json.dumps(text).encode())
-    for name, array in arrays.items():
-        _add(digest, name, array)
-    return digest.hexdigest()
-
-
-def _add(digest: Any, name: str, array: np.ndarray) -> None:
-    """Takes one more array into a checksum; its shape and dtype tell where it ends."""
-    digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[tuple[str, Callable[[str], np.ndarray]]]:
-    """The manifest of a file, and what reads one array; checked on leaving.
-
-    No array is kept here, so that one at a time is in memory beside what is made of
-    it. The checksum is that of the arrays in the order in which they are read, which
-    is the manifest's.
-    """
-    safetensors = _library("load")
-    with open(path, "rb"):  # what cannot be read at all is an OSError with its name
-        pass
-    try:
-        # The pages of a memory map count as this process's memory while it is open.
-        with safetensors.safe_open(path, framework="np", backend="pread") as file:
-            meta = file.metadata() or {}
-            if meta.get("format") != _FORMAT:
-                raise ValueError(
-                    f"load: {path} was not written by this volax.save: expected the "
-                    f"format {_FORMAT!r}, got {meta.get('format')!r}"
-                )
-            left, text = set(file.keys()), meta.get("volax", "")
-            digest = hashlib.sha256(json.dumps(text).encode())
-
-            def read(name: str) -> np.ndarray:
-                left.remove(name)
-                array = file.get_tensor(name)
-                _add(digest, name, array)
-                return array
-
-            yield text, read
-    except (safetensors.SafetensorError, AttributeError) as error:
-        raise ValueError(
-            f"load: {path} is truncated, altered, or no safetensors file: {error}"
-        ) from error
-    if left or digest.hexdigest() != meta.get("sha256"):
-        raise ValueError(f"load: {path} was altered: its checksum does not match")

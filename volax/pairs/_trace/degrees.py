@@ -15,24 +15,26 @@ import enum
 from collections import defaultdict
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
 
 from jax.extend.core import JaxprEqn
 
 from volax.pairs._trace import terms
-from volax.pairs._trace.tape import ACTIVATION, WEIGHT, HowZero, Op, Tape, Value
+from volax.pairs._trace.facts import (
+    FITS_ANY,
+    FITS_ANY_ZERO,
+    PLAIN,
+    UNSCALED,
+    ZERO,
+    Fact,
+    Place,
+    Row,
+    Unknown,
+    Zero,
+    plus,
+    zero_of,
+)  # fmt: skip
+from volax.pairs._trace.tape import ACTIVATION, WEIGHT, Op, Tape, Value
 from volax.pairs._trace.terms import Piece, Term
-
-
-class Zero(enum.IntEnum):
-    """What a value is at a unit whose weights are all zero."""
-
-    PLAIN = 0  # any number
-    ZERO = 1  # zero
-    SINGULAR = 2  # perhaps not even finite
-
-
-PLAIN, ZERO, SINGULAR = Zero
 
 
 class _NoSource(enum.Enum):
@@ -42,48 +44,19 @@ class _NoSource(enum.Enum):
     ELSEWHERE = enum.auto()  # this part of the axis is made of other operands
 
 
-Row = dict[Any, Fraction]  # a linear expression in the unknowns
-
-
-@dataclasses.dataclass(eq=False)
-class Place:
-    """Where a leaf occurs in a parameter: an unknown degree, and a role."""
-
-    path: str
-    axis: int
-    piece: Piece
-    leaf: Term
-    value: Value
-    roles: set[str] = dataclasses.field(default_factory=set)
-
-
-@dataclasses.dataclass(frozen=True)
-class Fact:
-    """What is known of one occurrence.
-
-    Attributes:
-      row: its degree; None fits any degree.
-      zero: whether it is zero at a unit whose weights are all zero.
-      unfed: whether it is zero at a unit whose producers and biases are zero, but not
-        what multiplies the unit, as the scale of a norm or a depthwise kernel does.
-      places: the parameters that it is made of while it is still a weight.
-    """
-
-    row: Row | None
-    zero: Zero = PLAIN
-    unfed: Zero = PLAIN
-    places: frozenset[Place] = frozenset()
-
-
-_NOTHING = Fact({})
-_ANY_ZERO = Fact(None, ZERO, ZERO)
-_ANY = Fact(None)
-Key = tuple[int, int, Term]  # axis, piece, leaf
+# Of an occurrence in a value: the axis, which of its pieces, and the leaf.
+Key = tuple[int, int, Term]
 
 
 @dataclasses.dataclass
 class Use:
-    """A contraction that consumes units."""
+    """A contraction that consumes units, ``[..., units]`` with ``[units, out]``.
+
+    Attributes:
+      op: the contraction.
+      weight: what is known of the units in the operand that is a weight.
+      units: the same of the other operand, the activations.
+    """
 
     op: Op
     weight: Fact
@@ -91,18 +64,30 @@ class Use:
 
 
 class Degrees:
-    """The degrees of all values on a tape, in the unknowns of the parameters."""
+    """The degrees of all values on a tape, in the unknowns of the parameters.
+
+    Attributes:
+      rows: for each leaf the expressions that have to be zero in a pair, and the
+        operation that asks for each.
+      uses: the contractions that consume it.
+      ops: all operations that it goes through.
+      broken: leaves whose pieces do not line up, and the equation where.
+      revived: leaves at which a scan's carry is zero at first, but not after a step.
+      places: where the leaf occurs in parameters.
+      facts: what is known of each occurrence in each value.
+    """
 
     def __init__(self, tape: Tape, params: dict[str, Value]):
         self.rows: dict[Term, list[tuple[Row, Op]]] = defaultdict(list)
         self.uses: dict[Term, list[Use]] = defaultdict(list)
         self.ops: dict[Term, list[Op]] = defaultdict(list)
         self.broken: dict[Term, JaxprEqn | None] = {}
-        self.revived: set[Term] = set()  # zero at first, but not after a step of a scan
+        self.revived: set[Term] = set()
         self.places: dict[Term, list[Place]] = {}
         self.facts: dict[Value, dict[Key, Fact]] = {}
         self._pieces: dict[int, tuple[Piece, ...]] = {}
         self._index: dict[int, dict[Piece, int]] = {}
+        # The caches go by ``id``, which is a term's own only as long as it lives.
         self._keep: list[Term] = []
         for path, value in params.items():
             self._declare(path, value)
@@ -133,6 +118,7 @@ class Degrees:
                 yield k, i, piece
 
     def _declare(self, path: str, value: Value) -> None:
+        """Makes every occurrence of a leaf in a parameter an unknown."""
         facts = self.facts[value] = {}
         for k, i, piece in self.occurrences(value):
             for leaf in piece.leaves:
@@ -143,15 +129,18 @@ class Degrees:
                 )
 
     def _fact(self, value: Value, key: Key) -> Fact:
+        """What is known of one occurrence in a value."""
         found = self.facts.get(value, {}).get(key)
         return self._absent(value) if found is None else found
 
     def _absent(self, value: Value) -> Fact:
+        """What is known where a value does not carry the units."""
         if value.known == 0:
-            return _ANY_ZERO
-        return _ANY if value.fits_any else _NOTHING
+            return FITS_ANY_ZERO
+        return FITS_ANY if value.fits_any else UNSCALED
 
     def _follow(self, op: Op) -> None:
+        """Finds what is known of an operation's result from its operands."""
         seen = set()
         facts = self.facts[op.out] = {}
         for key, given in self._given(op):
@@ -264,6 +253,11 @@ class Degrees:
         return joined
 
     def _combined(self, op: Op, key: Key, given: list[Fact | None]) -> Fact:
+        """What is known of an occurrence in the result from those in the operands.
+
+        In ``select(which, *cases)`` and ``update(x, part, *indices)`` only some of the
+        operands are values that the result has; the others choose between them.
+        """
         axis, _, leaf = key
         cases = given
         if op.law == "select":
@@ -278,9 +272,9 @@ class Degrees:
         states = [{f.zero for f in facts}, {f.unfed for f in facts}]
         if op.zero == "again" and max(map(len, states)) > 1:
             self.revived.add(leaf)
-        zero = _zero(op.zero, [f and f.zero for f in cases])
+        zero = zero_of(op.zero, [f and f.zero for f in cases])
         unfed = [f and self._unfed(op, n, axis, f) for n, f in enumerate(cases)]
-        return Fact(self._law(op, leaf, cases), zero, _zero(op.zero, unfed), places)
+        return Fact(self._law(op, leaf, cases), zero, zero_of(op.zero, unfed), places)
 
     def _unfed(self, op: Op, n: int, axis: int, fact: Fact) -> Zero:
         """An operand's ``unfed``: a weight that multiplies units is not zero here."""
@@ -294,7 +288,7 @@ class Degrees:
         """The degree of a result; what its operands have to satisfy is written down."""
         rows = [f.row for f in given if f is not None and f.row is not None]
         if op.law == "carry":
-            unknown: Row = {object(): Fraction(1)}
+            unknown: Row = {Unknown(): Fraction(1)}
             return unknown
         if op.law == "sum":
             total: Row = {}
@@ -378,32 +372,3 @@ def _role(op: Op, n: int, axis: int) -> str:
     if n < len(op.batch) and axis in op.batch[n]:
         return "filter"
     return op.role
-
-
-def plus(a: Row, b: Row, weight: Fraction) -> Row:
-    """``a + weight * b``."""
-    out = dict(a)
-    for key, value in b.items():
-        out[key] = out.get(key, Fraction(0)) + weight * value
-        if not out[key]:
-            del out[key]
-    return out
-
-
-def _zero(how: HowZero, states: list[Zero | None]) -> Zero:
-    """Whether a result is zero at a unit without weights, from its operands.
-
-    An operand is None where the result's entries do not come from it.
-    """
-    given = [state for state in states if state is not None]
-    if SINGULAR in given:
-        return SINGULAR
-    if how == "singular":
-        return SINGULAR if ZERO in given else PLAIN
-    if how == "lost" or not given:
-        return PLAIN
-    if how == "div":
-        return SINGULAR if ZERO in states[1:] else states[0] or PLAIN
-    if isinstance(how, int):
-        return states[how] or PLAIN
-    return ZERO if (any if how == "any" else all)(s == ZERO for s in given) else PLAIN

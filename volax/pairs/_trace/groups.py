@@ -5,13 +5,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from volax.pairs._trace import terms
+from volax.pairs._trace.carried import Carried
 from volax.pairs._trace.compat import source_line
-from volax.pairs._trace.degrees import ZERO, Degrees, Place
-from volax.pairs._trace.members import members
+from volax.pairs._trace.degrees import Degrees
+from volax.pairs._trace.facts import ZERO, Place
 from volax.pairs._trace.solve import Solution, solve
-from volax.pairs._trace.tape import CONST, WEIGHT, Op, Tape, Value
+from volax.pairs._trace.tape import Op, Tape, Value
 from volax.pairs._trace.terms import Poison, Term
-from volax.pairs.records import Group, Member, cannot_cut
+from volax.pairs._trace.unit import Unit, record
+from volax.pairs.records import Group, cannot_cut
 from volax.pairs.result import Groups, Refusal
 
 
@@ -32,70 +34,34 @@ class Given:
     unknown: list[tuple[Value, Value]] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass
-class Unit:
-    """One unit in the making: its leaf, the leaves that joined it, and its solution."""
-
-    leaf: Term
-    places: list[Place]
-    joined: frozenset[Term] = frozenset()
-    solution: Solution = dataclasses.field(default_factory=lambda: Solution(None))
-    refused: Poison | None = None
-
-    def having(self, role: str) -> list[Place]:
-        """The places of a role."""
-        return [p for p in self.places if role in p.roles]
-
-
 class Grouping:
-    """Everything that is asked about leaves once the degrees are known."""
+    """Judges every leaf of a program, once the degrees are known, and writes records.
+
+    Attributes:
+      tape: the program.
+      given: its parameters, state and other arrays.
+      degrees: how every value scales.
+      carried: which values carry which leaves.
+      foreign: names of arrays that cannot be cut, by the leaves that lie along them.
+      last: of each record that :meth:`groups` made, the leaf of its last unit index.
+    """
 
     def __init__(self, tape: Tape, given: Given):
         self.tape = tape
         self.given = given
-        self.states = {value for _, value in given.states}
         self.degrees = Degrees(tape, given.params)
-        self.carrying: dict[Term, list[Value]] = defaultdict(list)
-        self.crossed: set[Term] = set()
-        self.held: dict[Value, set[Term]] = {}
-        self.beside: dict[tuple[Value, Term], set[Term]] = {}
-        for value in tape.values:
-            self._carry(value)
-        self.mixed: dict[Value, set[Term]] = defaultdict(set)
-        for op in tape.ops:
-            for i, axis in op.mixed:
-                if (term := op.ins[i].axes[axis]) is not None:
-                    self.mixed[op.ins[i]].update(terms.leaves(term))
+        self.carried = Carried(tape, self.degrees)
         self.foreign = self._foreign()
-        self.last: list[Term] = []  # of each record, the leaf of its last unit index
-
-    def _carry(self, value: Value) -> None:
-        seen: dict[Term, int] = {}
-        for axis, _, piece in self.degrees.occurrences(value):
-            for leaf in piece.leaves:
-                # A recurrent kernel ``[units, units]`` carries them along both axes,
-                # each with a role of its own; an activation would hold their products.
-                again = seen.setdefault(leaf, axis) != axis and value.kind not in (
-                    CONST,
-                    WEIGHT,
-                )
-                if again or piece.leaves.count(leaf) > 1:
-                    self.crossed.add(leaf)
-        self.held[value] = set(seen)
-        for loop in value.loops:
-            self.held[value].update(terms.leaves(loop))
-        for leaf in seen:
-            if value.kind >= WEIGHT:
-                self.carrying[leaf].append(value)
+        self.last: list[Term] = []
 
     def _foreign(self) -> dict[Term, tuple[str, ...]]:
         """Names of arrays that cannot be cut, by the leaves that lie along them."""
         found: dict[Term, set[str]] = defaultdict(set)
         for value in self.given.data:
-            for leaf in self.held[value]:
+            for leaf in self.carried.held[value]:
                 found[leaf].add(value.name)
         for value, beside in self.given.unknown:
-            for leaf in self.held[beside] - self.held[value]:
+            for leaf in self.carried.held[beside] - self.carried.held[value]:
                 found[leaf].add(f"{value.name}, which the function does not read,")
         return {leaf: tuple(sorted(names)) for leaf, names in found.items()}
 
@@ -124,7 +90,17 @@ class Grouping:
                 refused += [] if unit.leaf in inner else self._listed(unit)
             elif whole not in seen:
                 seen.add(whole)
-                found.append(self._record(unit, wholes))
+                numbers = self._order(unit, wholes)
+                self.last.append(numbers[-1])
+                found.append(
+                    record(
+                        unit,
+                        numbers,
+                        self.degrees,
+                        self.given.states,
+                        self.foreign.get(unit.leaf, ()),
+                    )
+                )
         return Groups(tuple(found), tuple(dict.fromkeys(refused)) + self._unused())
 
     def _refusal(self, unit: Unit) -> Poison | None:
@@ -133,7 +109,7 @@ class Grouping:
         makers, takers = unit.having("producer"), unit.having("consumer")
         if leaf.size == 1:
             return Poison("the units are tied together or cut down to a single one")
-        if leaf in self.crossed:
+        if leaf in self.carried.crossed:
             where = next(
                 (op.eqn for op in self.degrees.ops[leaf] if _twice(op, leaf)), None
             )
@@ -166,7 +142,12 @@ class Grouping:
         return solve(unit.places, self.degrees.rows.get(unit.leaf, []))
 
     def _spread(self, unit: Unit) -> Poison | None:
-        """A norm over a part of the channels refuses the other part as well."""
+        """The reason against another factor of the axis that a producer makes.
+
+        A kernel ``[in, groups * channels]`` holds two leaves along one axis. A group
+        norm refuses the channels, each of which depends on the others of its group, and
+        with them the groups, unless the cause says that these are judged by themselves.
+        """
         for place in unit.having("producer"):
             for leaf in place.piece.leaves:
                 cause = leaf.poison
@@ -177,7 +158,11 @@ class Grouping:
         return None
 
     def _fixed_arrays(self, unit: Unit) -> Poison | None:
-        """A group that is no pair is only good for cutting: all of it must be ours."""
+        """Refuses a group that can be neither rescaled nor cut.
+
+        One that is no pair cannot be rescaled; it cannot be cut either where an array
+        lies along its units that is no parameter and no state.
+        """
         if unit.solution.degrees is not None:
             return None
         carries = self.foreign.get(unit.leaf)
@@ -188,17 +173,19 @@ class Grouping:
         near = {
             leaf
             for place in unit.having("producer")
-            for leaf in self.held[place.value]
+            for leaf in self.carried.held[place.value]
             if leaf is not unit.leaf and leaf.size > 1
         }
         return frozenset(leaf for leaf in near if self._joins(unit, leaf))
 
     def _joins(self, unit: Unit, other: Term) -> bool:
         """Whether everything that carries the units carries the other leaf as well."""
-        if other in self.crossed:
+        if other in self.carried.crossed:
             return False
         for place in unit.places:
-            # Another piece of the place's own axis holds other entries.
+            # The other leaf has to number the same entries: along one other axis of the
+            # parameter, or as a factor of the same piece. In ``[a | b]`` along one axis
+            # the leaves of ``b`` number entries that ``a`` does not have.
             axes = [
                 axis
                 for axis, _, piece in self.degrees.occurrences(place.value)
@@ -206,75 +193,13 @@ class Grouping:
             ]
             if len(axes) != 1 and other not in place.piece.leaves:
                 return False
-        for value in self.carrying[unit.leaf]:
-            beside = self._beside(value, unit.leaf)
-            if other not in beside or other in self.mixed[value]:
+        for value in self.carried.by[unit.leaf]:
+            beside = self.carried.beside(value, unit.leaf)
+            if other not in beside or other in self.carried.mixed[value]:
                 return False
             if value.carried is not None and other in terms.leaves(value.carried):
                 return False
         return True
-
-    def _beside(self, value: Value, leaf: Term) -> set[Term]:
-        """The leaves that number a value's entries together with a leaf.
-
-        They lie along other axes, in the same piece of its axis, or along an enclosing
-        loop; another piece of its axis holds other units instead.
-        """
-        if (value, leaf) in self.beside:
-            return self.beside[value, leaf]
-        found = {other for loop in value.loops for other in terms.leaves(loop)}
-        places = list(self.degrees.occurrences(value))
-        own = {axis for axis, _, piece in places if leaf in piece.leaves}
-        for axis, _, piece in places:
-            if axis not in own or leaf in piece.leaves:
-                found.update(piece.leaves)
-        self.beside[value, leaf] = found
-        return found
-
-    def _record(self, unit: Unit, wholes: dict[Term, frozenset[Term]]) -> Group:
-        """The group of a unit, a pair if the solution says so."""
-        degrees = unit.solution.degrees
-        first = unit.having("producer")[0]
-        units = self._order(unit, first, wholes)
-        self.last.append(units[-1])
-        sizes = tuple(leaf.size for leaf in units)
-        made: dict[str, list[Member]] = defaultdict(list)
-        by_role: dict[tuple[str, str, int, int, str], list[Place]] = {}
-        for place in unit.places:
-            for role in sorted(place.roles):
-                degree = 0 if degrees is None else degrees[place]
-                field, role = _field(role, degree, degrees is not None)
-                key = (field, role, degree, place.axis, place.path)
-                by_role.setdefault(key, []).append(place)
-        for (field, role, degree, *_), places in by_role.items():
-            made[field] += members(places, role, degree, units, self.degrees)
-        made["states"] = self._states(unit, units)
-        pairs = {k: tuple(v) for k, v in made.items()}
-        uses = self.degrees.uses[unit.leaf]
-        carries = self.foreign.get(unit.leaf, ())
-        note, source = "", None
-        if degrees is None:
-            note, source = unit.solution.why, _line(unit.solution.op)
-        else:
-            note = f"carries {', '.join(carries)}" if carries else ""
-        # A running mean is subtracted from what is zero, unless gamma is the producer.
-        # A pair's units scale by c with what is judged, so at c = 0 they are zero.
-        found = (u.units.unfed if degrees is None else u.units.zero for u in uses)
-        kept = all(state == ZERO for state in found)
-        kept = kept and (degrees is not None or not made["states"])
-        kept = kept and unit.leaf not in self.degrees.revived
-        if degrees is None:
-            note += f"; f(0) {'=' if kept else 'is not'} 0"
-        return Group(
-            sizes=sizes,
-            homogeneous=degrees is not None,
-            through=self._through(unit),
-            keeps_zero=kept,
-            carries=carries,
-            note=note,
-            source=source,
-            **{"producers": (), "consumers": (), **pairs},
-        )
 
     def _give_way(self, units: Sequence[Unit]) -> None:
         """Lets a unit be rescaled in one pair only, the one with the most indices.
@@ -294,7 +219,7 @@ class Grouping:
                     unit.refused = self._fixed_arrays(unit)
 
     def _order(
-        self, unit: Unit, first: Place, wholes: dict[Term, frozenset[Term]]
+        self, unit: Unit, wholes: dict[Term, frozenset[Term]]
     ) -> tuple[Term, ...]:
         """The unit's leaves in the order in which the first producer has them.
 
@@ -303,30 +228,12 @@ class Grouping:
         """
         whole = unit.joined | {unit.leaf}
         seen = []
-        for _, _, piece in self.degrees.occurrences(first.value):
+        first = unit.having("producer")[0].value
+        for _, _, piece in self.degrees.occurrences(first):
             seen += [leaf for leaf in piece.leaves if leaf in whole]
         order = list(dict.fromkeys(seen))
         last = [leaf for leaf in order if wholes.get(leaf) == whole][-1]
         return (*(leaf for leaf in order if leaf is not last), last)
-
-    def _states(self, unit: Unit, units: tuple[Term, ...]) -> list[Member]:
-        found = []
-        for path, value in self.given.states:
-            places = [
-                Place(path, axis, piece, unit.leaf, value)
-                for axis, _, piece in self.degrees.occurrences(value)
-                if unit.leaf in piece.leaves
-            ]
-            if places:
-                found += members(places, "state", 0, units, self.degrees)
-        return found
-
-    def _through(self, unit: Unit) -> tuple[str, ...]:
-        names = []
-        for op in self.degrees.ops[unit.leaf]:
-            if op.out.kind > WEIGHT and not op.contracted and op.name not in _LAYOUT:
-                names.append(op.name)
-        return tuple(dict.fromkeys(names))
 
     def _listed(self, unit: Unit) -> list[Refusal]:
         """A refused unit's entry, unless nobody would look for units there."""
@@ -344,6 +251,7 @@ class Grouping:
         ]
 
     def _unused(self) -> tuple[Refusal, ...]:
+        """An entry for each parameter that no operation reads."""
         read = {v for op in self.tape.ops for v in op.ins} | self.tape.read
         return tuple(
             Refusal("never used by the function", path)
@@ -352,42 +260,17 @@ class Grouping:
         )
 
 
+# A recurrent kernel ``[units, units]`` makes units along one axis and reads them along
+# the other, so that its place has these two roles.
 _BOTH = {"producer", "consumer"}
-_LAYOUT = {
-    "broadcast_in_dim",
-    "convert_element_type",
-    "squeeze",
-    "copy",
-    "transpose",
-    "scan",
-    "device_put",
-    "name",
-    "optimization_barrier",
-    "sharding_constraint",
-    "iota",
-}
 
 
 def _makers(unit: Unit) -> Sequence[Place]:
+    """The places by which a unit is put in the order of the parameters."""
     return unit.having("producer") or unit.places
 
 
-def _field(role: str, degree: int, pair: bool) -> tuple[str, str]:
-    """The field and the role of a member in the record."""
-    if role == "consumer":
-        return "consumers", role
-    if pair and degree == 1 and role != "bias":
-        return "producers", "producer"
-    if pair and degree == 0 and role in ("producer", "bias", "filter"):
-        return "fixed", "scale" if role == "filter" else role
-    fields = {"producer": "producers", "bias": "biases"}
-    return fields.get(role, "scales"), "scale" if role == "filter" else role
-
-
 def _twice(op: Op, leaf: Term) -> bool:
+    """Whether an operation's result carries a leaf along two axes."""
     axes = [k for k, t in enumerate(op.out.axes) if t and leaf in terms.leaves(t)]
     return len(axes) > 1
-
-
-def _line(op: Op | None) -> str | None:
-    return None if op is None or op.eqn is None else source_line(op.eqn)

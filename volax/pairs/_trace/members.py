@@ -3,7 +3,8 @@
 import itertools
 from collections.abc import Sequence
 
-from volax.pairs._trace.degrees import Degrees, Place
+from volax.pairs._trace.degrees import Degrees
+from volax.pairs._trace.facts import Place
 from volax.pairs._trace.terms import Piece, Term
 from volax.pairs.records import Axis, Member
 

@@ -9,12 +9,11 @@ depthwise kernel). Two candidates of one kind are ambiguous.
 import dataclasses
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any
 
-from volax.pairs._trace.degrees import Place, Row, plus
+from volax.pairs._trace.facts import Place, Row, Unknown, plus
 from volax.pairs._trace.tape import Op
 
-TIERS = ("producer", "scale", "filter")
+TIERS = ("producer", "scale", "filter")  # the roles of candidates, in this order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +36,15 @@ def solve(places: Sequence[Place], rows: Sequence[tuple[Row, Op]]) -> Solution:
       The degrees, or the operation that stands against the first candidate.
     """
     refusal = None
-    rows = sorted(rows, key=lambda row: row[1].law != "zero")  # the clearest reasons
+    # The first equation that fails is the reason. That an operation is not homogeneous
+    # (``zero``) says more than that two degrees differ, so these stand in front.
+    rows = sorted(rows, key=lambda row: row[1].law != "zero")
     for tier in TIERS:
         found = []
         members = [p for p in places if _role(p) == tier]
         alone = [[p] for p in members]
+        # A kernel ``[in, 2 * units]`` may make the same units in two places, which then
+        # scale together; this is asked only where no single place is enough.
         by_path: dict[str, list[Place]] = {}
         for p in members:
             by_path.setdefault(p.path, []).append(p)
@@ -71,13 +74,18 @@ def solve(places: Sequence[Place], rows: Sequence[tuple[Row, Op]]) -> Solution:
 
 
 def _role(place: Place) -> str:
+    """The one role of a place."""
     return next(iter(place.roles))
 
 
 def _try(
     places: Iterable[Place], rows: Iterable[tuple[Row, Op]], chosen: set[Place]
 ) -> tuple[dict[Place, int] | None, Op | None]:
-    """The degrees with the chosen producer at +1, or the operation against it."""
+    """The degrees with the chosen places at +1, or the operation against them.
+
+    Consumers are at -1, other producers, scales and filters at 0; the equations say
+    what biases have, +1 where they are added to the units and 0 behind the scale.
+    """
     fixed = {}
     for place in places:
         role = _role(place)
@@ -99,20 +107,27 @@ def _try(
 
 
 def _bias_op(place: Place, rows: Iterable[tuple[Row, Op]]) -> Op | None:
+    """The first operation that asks something of a bias."""
     return next((op for row, op in rows if place in row), None)
 
 
-_ONE = None  # the constant term of a row
+_ONE = Unknown()  # its factor is the constant term of a row
 
 
 class _System:
-    """Gaussian elimination, one equation at a time."""
+    """Gaussian elimination in exact fractions, one equation at a time.
+
+    Attributes:
+      fixed: unknowns whose value is given.
+      pivots: unknowns that are solved for, each as a row in those that are free.
+    """
 
     def __init__(self, fixed: dict[Place, Fraction]):
-        self.fixed = fixed
-        self.pivots: dict[Any, Row] = {}
+        self.fixed: dict[Unknown, Fraction] = {**fixed}
+        self.pivots: dict[Unknown, Row] = {}
 
     def _reduce(self, row: Row) -> Row:
+        """The same expression in free unknowns and the constant term alone."""
         out: Row = {}
         for key, weight in row.items():
             if key in self.fixed:
@@ -138,6 +153,6 @@ class _System:
         self.pivots[pivot] = solved
         return True
 
-    def value(self, key: Any) -> Fraction:
+    def value(self, key: Unknown) -> Fraction:
         """The value of an unknown, with what stays free at 0."""
         return self._reduce({key: Fraction(1)}).get(_ONE, Fraction(0))

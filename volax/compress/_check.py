@@ -1,0 +1,85 @@
+"""The argument ``check`` of ``compact``: both models, run on the same inputs."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from volax import _modules, _paths
+from volax.compress._proof import Difference, difference
+
+
+@dataclasses.dataclass
+class Check:
+    """Runs the two models on the same inputs."""
+
+    fn: Callable[..., Any]
+    small_fn: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    is_module: bool
+    with_state: bool
+    written: list[str] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of(cls, check: Any, is_module: bool, state: Any) -> "Check":
+        check = tuple(check) if isinstance(check, tuple | list) else (check,)
+        if len(check) == 3 and callable(check[0]):
+            fn, small_fn, inputs = check
+            fn = _modules.called if _modules.is_module(fn) else fn
+        elif is_module and not any(callable(x) for x in check):
+            fn, small_fn, inputs = _modules.called, None, check
+        else:
+            raise ValueError(
+                "compact: check must be (fn, small_fn, inputs), or for an NNX or "
+                f"Equinox module the tuple of its inputs, got {len(check)} entries"
+            )
+        inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+        return cls(fn, small_fn or fn, inputs, is_module, state is not None)
+
+    def full(self, params: Any, state: Any) -> Any:
+        return self._run(self.fn, params, state)
+
+    def compare(
+        self, before: Any, params: Any, state: Any, limit: float
+    ) -> tuple[Difference | None, str | None]:
+        """How far the small model is off, and why it is none, if so."""
+        try:
+            after = self._run(self.small_fn, params, state)
+        except Exception as error:
+            why = f"the small model does not run: {type(error).__name__}: {error}"
+            return None, why
+        try:
+            gap = difference(before, after)
+        except ValueError as error:
+            return None, f"check: {error}"
+        if gap.relative <= limit:
+            return gap, None
+        return gap, f"the small model differs by {gap}, more than {limit:.2g}"
+
+    def hint(self) -> str:
+        """What may stand behind a failure."""
+        hints = ["; does the program hold a constant that depends on a width?"]
+        if self.written:
+            hints.append(
+                f"The model draws random numbers or writes statistics "
+                f"({', '.join(self.written[:3])}): give model.eval()"
+            )
+        if self.small_fn is self.fn and not self.is_module:
+            hints.append(
+                "A module whose widths are static (Linen, Haiku) needs small_fn, which "
+                "builds it for the new shapes"
+            )
+        return " ".join(hints)
+
+    def _run(self, fn: Callable[..., Any], params: Any, state: Any) -> Any:
+        if self.is_module:
+            # A run may write running statistics; the user's module stays as it is.
+            tree, merge = _modules.split(params)
+            params = merge(jax.tree.map(lambda leaf: leaf, tree))
+            result = fn(params, *((state,) if self.with_state else ()), *self.inputs)
+            new = _paths.named_leaves(_modules.split(params)[0])
+            old = _paths.named_leaves(tree)
+            self.written = [k for k in old if new.get(k) is not old[k]]
+            return result
+        return fn(params, *((state,) if self.with_state else ()), *self.inputs)

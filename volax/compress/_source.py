@@ -1,0 +1,83 @@
+"""What the user gave to ``compact``: arrays by key path, and the way back.
+
+Running statistics may be given apart from the parameters, and may have the same names;
+their key paths get ``state/`` in front.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+from volax import _modules, _paths
+from volax._sharding import put_like
+from volax.compress._cut import replaced
+from volax.compress._kinds import STATE, kinds
+from volax.pairs.records import Group, Written
+
+_STATE = "state/"
+
+
+@dataclasses.dataclass
+class Source:
+    """What the user gave, as arrays by key path and the way back."""
+
+    leaves: dict[str, Any]
+    kinds: dict[str, str]
+    is_module: bool
+    rebuilt: Callable[[dict[str, Any]], tuple[Any, Any]]
+
+    @classmethod
+    def of(cls, params: Any, state: Any) -> "Source":
+        tree, merge = _modules.split(params)
+        leaves = _paths.named_leaves(tree)
+        # A model may name its statistics, or its masks, like its parameters.
+        others = {_STATE + k: v for k, v in _paths.named_leaves(state).items()}
+        for path in leaves.keys() & others.keys():
+            raise ValueError(f"compact: {path!r} is in params as well as in state")
+        for path, leaf in {**leaves, **others}.items():
+            if isinstance(leaf, jax.ShapeDtypeStruct | Tracer):
+                raise ValueError(
+                    f"compact: {path!r} is no array but {type(leaf).__name__}"
+                )
+
+        def rebuilt(new: dict[str, Any]) -> tuple[Any, Any]:
+            small = merge(replaced(tree, new))
+            below = {k.removeprefix(_STATE): v for k, v in new.items() if k in others}
+            return small, replaced(state, below)
+
+        kind = {**kinds(tree), **dict.fromkeys(others, STATE)}
+        is_module = _modules.is_module(params)
+        return cls({**leaves, **others}, kind, is_module, rebuilt)
+
+    @property
+    def apart(self) -> set[str]:
+        """Statistics that lie in collections of their own; in a module none does."""
+        return (
+            set()
+            if self.is_module
+            else {path for path, kind in self.kinds.items() if kind == STATE}
+        )
+
+    def like(self, path: str, array: Any) -> Any:
+        """A changed array of the kind it had before."""
+        leaf = self.leaves[path]
+        return put_like(array, leaf) if isinstance(leaf, jax.Array) else array
+
+
+def in_state(group: Written) -> Written:
+    """A group whose statistics are looked up in ``state``."""
+    if not isinstance(group, Written):
+        return group
+    states = (dataclasses.replace(m, path=_STATE + m.path) for m in group.states)
+    return dataclasses.replace(group, states=tuple(states))
+
+
+def out_of_state(group: Group) -> Group:
+    """A group whose statistics have the key paths that the user gave."""
+    states = (
+        dataclasses.replace(m, path=m.path.removeprefix(_STATE)) for m in group.states
+    )
+    return dataclasses.replace(group, states=tuple(states))
