@@ -8,36 +8,40 @@ fields of other classes stay as they are.
 
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
+from volax._types import Leaf, Module, Shape, Tree
 
-def is_module(node: Any) -> bool:
+# The size fields of a layer by name.
+Fields = dict[str, int | Shape]
+
+
+def is_module(node: object) -> bool:
     """Whether this is an Equinox module; imports nothing."""
     equinox = sys.modules.get("equinox")
     return equinox is not None and isinstance(node, equinox.Module)
 
 
-def is_wrapper(node: Any) -> bool:
+def is_wrapper(node: object) -> bool:
     """Whether this is a function as ``eqx.filter_vmap`` and the like return it."""
     room = type(node).__module__
     return is_module(node) and room.startswith("equinox._")
 
 
-def holds_module(tree: Any) -> bool:
+def holds_module(tree: Tree) -> bool:
     """Whether a tree is or holds an Equinox module."""
     return any(map(is_module, jax.tree.leaves(tree, is_leaf=is_module)))
 
 
-def is_array(leaf: Any) -> bool:
+def is_array(leaf: Leaf) -> bool:
     """Whether a leaf is an array, or stands for one; no Python number is."""
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def split(
-    tree: Any, chosen: Callable[[Any], bool] = is_array
-) -> tuple[Any, Callable[[Any], Any]]:
+    tree: Tree, chosen: Callable[[Leaf], bool] = is_array
+) -> tuple[Tree, Callable[[Tree], Tree]]:
     """The arrays of a tree of modules, and what makes such a tree of others.
 
     Args:
@@ -49,8 +53,8 @@ def split(
       these back around arrays of any shapes and brings the sizes in line.
     """
 
-    def part(counts: bool) -> Any:
-        def of(node: Any) -> Any:
+    def part(counts: bool) -> Tree:
+        def of(node: Tree) -> Tree:
             if not is_module(node):
                 return node if counts else None
             return jax.tree.map(lambda x: x if chosen(x) == counts else None, node)
@@ -59,7 +63,7 @@ def split(
 
     arrays, rest = part(True), part(False)
 
-    def merge(new: Any) -> Any:
+    def merge(new: Tree) -> Tree:
         whole = jax.tree.map(
             lambda a, b: b if a is None else a, new, rest, is_leaf=_is_entry
         )
@@ -68,14 +72,14 @@ def split(
     return arrays, merge
 
 
-def _is_entry(node: Any) -> bool:
+def _is_entry(node: object) -> bool:
     return node is None or is_array(node)
 
 
-def _sized(node: Any, before: Any) -> Any:
+def _sized(node: Tree, before: Tree) -> Tree:
     """The tree with the size fields of its modules in line with their arrays."""
 
-    def is_inner(x: Any) -> bool:
+    def is_inner(x: object) -> bool:
         return is_array(x) or (x is not node and x is not before and is_module(x))
 
     inner, structure = jax.tree.flatten(node, is_leaf=is_inner)
@@ -92,7 +96,7 @@ def _sized(node: Any, before: Any) -> Any:
     return new
 
 
-def _sizes(module: Any) -> dict[str, Any]:
+def _sizes(module: Module) -> Fields:
     """What the fields of a layer have to be, by the shapes of its arrays."""
     nn = sys.modules["equinox"].nn
     if isinstance(module, nn.MLP):
@@ -110,18 +114,18 @@ def _sizes(module: Any) -> dict[str, Any]:
     return {}
 
 
-def _shape(layer: Any) -> tuple[int, ...] | None:
+def _shape(layer: Module) -> Shape | None:
     """Of the weight, if there is one: a filtered tree may lack it."""
     shape = getattr(getattr(layer, "weight", None), "shape", None)
     return None if shape is None else tuple(shape)
 
 
-def _linear(layer: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _linear(layer: Module, shape: Shape) -> Fields:
     """The weight is ``[out, in]``; one of the sizes may be the word "scalar"."""
     return {"out_features": shape[-2], "in_features": shape[-1]}
 
 
-def _conv(layer: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _conv(layer: Module, shape: Shape) -> Fields:
     """The weight is ``[out, in / groups, *window]``."""
     fan_out, fan_in = shape[-layer.num_spatial_dims - 2 :][:2]
     groups, found = layer.groups, {}
@@ -133,37 +137,37 @@ def _conv(layer: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     return found | {"out_channels": fan_out, "in_channels": fan_in * groups}
 
 
-def _group_norm(layer: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _group_norm(layer: Module, shape: Shape) -> Fields:
     """With one channel a group, as many groups as channels."""
-    found = {"groups": shape[-1]} if layer.groups == layer.channels else {}
+    found: Fields = {"groups": shape[-1]} if layer.groups == layer.channels else {}
     return found | {"channels": shape[-1]}
 
 
-def _norm(layer: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _norm(layer: Module, shape: Shape) -> Fields:
     return {"shape": shape[len(shape) - len(layer.shape) :]}
 
 
-def _batch_norm(layer: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _batch_norm(layer: Module, shape: Shape) -> Fields:
     return {"input_size": shape[-1]}
 
 
-def _embedding(layer: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _embedding(layer: Module, shape: Shape) -> Fields:
     return {"num_embeddings": shape[-2], "embedding_size": shape[-1]}
 
 
-def _mlp(layer: Any) -> dict[str, Any]:
+def _mlp(layer: Module) -> Fields:
     """The width follows where all hidden layers have one."""
     if not isinstance(layer.layers, tuple):
         return {}  # stacked, for a scan
     shapes = [shape for x in layer.layers if (shape := _shape(x))]
     if len(shapes) < len(layer.layers):
         return {}
-    found = {"in_size": shapes[0][-1], "out_size": shapes[-1][-2]}
+    found: Fields = {"in_size": shapes[0][-1], "out_size": shapes[-1][-2]}
     widths = {shape[-2] for shape in shapes[:-1]}
     return found | ({"width_size": widths.pop()} if len(widths) == 1 else {})
 
 
-def _attention(layer: Any) -> dict[str, Any]:
+def _attention(layer: Module) -> Fields:
     """The number of heads stays; their sizes follow."""
     names = ("query", "key", "value", "output")
     shapes = {name: _shape(getattr(layer, f"{name}_proj")) for name in names}

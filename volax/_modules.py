@@ -1,22 +1,22 @@
 """Modules that hold their own parameters, of Flax NNX and of Equinox, in one form."""
 
 from collections.abc import Callable
-from typing import Any
 
 from volax import _equinox, _nnx
+from volax._types import Model, Tree
 
 
-def is_module(model: Any) -> bool:
+def is_module(model: object) -> bool:
     """Whether the model holds its parameters itself; imports nothing."""
     return _nnx.is_module(model) or _equinox.is_module(model)
 
 
-def called(model: Any, *inputs: Any, **keywords: Any) -> Any:
+def called(model: Model, *inputs: object, **keywords: object) -> Tree:
     """A module as a function of itself and its inputs."""
     return model(*inputs, **keywords)
 
 
-def split(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
+def split(tree: Tree) -> tuple[Tree, Callable[[Tree], Tree]]:
     """The arrays of a model, and what makes a model of others.
 
     Args:
@@ -30,7 +30,7 @@ def split(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
     if _nnx.is_module(tree):
         state, merge = _nnx.split(tree)
 
-        def sized(new: Any) -> Any:
+        def sized(new: Tree) -> Tree:
             module = merge(new)
             _nnx.resize(module, tree)
             return module

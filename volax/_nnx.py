@@ -6,20 +6,21 @@ alone, so tracing a smaller model, cutting one and loading one share this code.
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from volax import _paths
+from volax._types import Module, Shape, Tree
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, Shape]
+Fields = dict[str, int | Shape]  # the size attributes of a layer by name
 
 
-def is_module(model: Any) -> bool:
+def is_module(model: object) -> bool:
     """Whether this is a Flax NNX module; imports nothing."""
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(model, nnx.Module)
 
 
-def split(module: Any) -> tuple[Any, Callable[[Any], Any]]:
+def split(module: Module) -> tuple[Tree, Callable[[Tree], Module]]:
     """The arrays of a module, and what makes a new module of others.
 
     Args:
@@ -34,7 +35,7 @@ def split(module: Any) -> tuple[Any, Callable[[Any], Any]]:
     return state, lambda new: nnx.merge(graph, new)
 
 
-def resize(module: Any, before: Any) -> None:
+def resize(module: Module, before: Module) -> None:
     """Brings size attributes in line with the arrays that have another shape.
 
     An attribute follows where it had the value that its rule gives for the shape
@@ -50,8 +51,8 @@ def resize(module: Any, before: Any) -> None:
     for (_, inner), (_, whole) in zip(
         nnx.iter_modules(module), nnx.iter_modules(before)
     ):
-        old: dict[str, Any] = {}
-        new: dict[str, Any] = {}
+        old: Fields = {}
+        new: Fields = {}
         for name, rule in _RULES.items():
             array, were = _inside(inner, name), _inside(whole, name)
             if isinstance(array, nnx.Variable) and isinstance(were, nnx.Variable):
@@ -70,14 +71,14 @@ def resize(module: Any, before: Any) -> None:
                 setattr(inner, attribute, new[attribute])
 
 
-def _inside(module: Any, name: str) -> Any:
+def _inside(module: Module, name: str) -> Module:
     """An attribute, or an attribute of an attribute, or ``None``."""
     for step in name.split("."):
         module = getattr(module, step, None)
     return module
 
 
-def owners(module: Any) -> dict[str, str]:
+def owners(module: Module) -> dict[str, str]:
     """Kernels whose output size belongs to the module around them, and its name.
 
     Attention cuts its projections into heads of one size: a query, key or value that
@@ -97,7 +98,7 @@ def owners(module: Any) -> dict[str, str]:
     return found
 
 
-def _kernel(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _kernel(module: Module, shape: Shape) -> Fields:
     """Linear, Conv, ConvTranspose, Einsum and LinearGeneral; stacks lie in front."""
     found = {}
     written = getattr(module, "kernel_shape", None)
@@ -124,28 +125,28 @@ def _kernel(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     return found | {"in_features": fan_in * count, "out_features": fan_out}
 
 
-def _vector(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _vector(module: Module, shape: Shape) -> Fields:
     """Norms; a group norm of one channel a group has as many groups as channels."""
-    found = {"num_features": shape[-1]}
+    found: Fields = {"num_features": shape[-1]}
     if getattr(module, "group_size", None) == 1:
         found["num_groups"] = shape[-1]
     return found
 
 
-def _embedding(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _embedding(module: Module, shape: Shape) -> Fields:
     return {"num_embeddings": shape[-2], "features": shape[-1]}
 
 
-def _hidden(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _hidden(module: Module, shape: Shape) -> Fields:
     """A recurrent cell, which makes its first carry of this size."""
     return {"hidden_features": shape[-2]}
 
 
-def _input(module: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def _input(module: Module, shape: Shape) -> Fields:
     return {"in_features": shape[-2]}
 
 
-def _projections(module: Any) -> tuple[tuple[int, ...], ...]:
+def _projections(module: Module) -> tuple[Shape, ...]:
     """Shapes of the query, key and output kernels of an attention, else nothing.
 
     They are ``[in, heads, size]`` twice and ``[heads, size, out]``.
@@ -160,7 +161,7 @@ def _projections(module: Any) -> tuple[tuple[int, ...], ...]:
     return tuple(found) if [len(s) for s in found] == [3, 3, 3] else ()
 
 
-def _attention(kernels: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
+def _attention(kernels: tuple[Shape, ...]) -> Fields:
     (ins, heads, size), (kv_ins, kv_heads, _), (*_, outs) = kernels
     return {
         "in_features": ins, "in_kv_features": kv_ins, "out_features": outs,
@@ -175,7 +176,7 @@ _RULES = {
 }  # fmt: skip
 
 
-def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def shapes(tree: Tree) -> dict[str, Shape]:
     """The shape of every array of a tree by key path."""
     return {
         k: tuple(getattr(v, "shape", ())) for k, v in _paths.named_leaves(tree).items()

@@ -1,19 +1,23 @@
 """Numbers as dtypes hold them: float32 or wider for arithmetic, rounding, limits."""
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+
+T = TypeVar("T", float, np.ndarray, jax.Array)
+Limit = float | np.ndarray | np.generic | jax.Array
 
 
-def promoted(first: Any, second: Any) -> Any:
+def promoted(first: DTypeLike, second: DTypeLike) -> np.dtype:
     """The dtype that holds both; under strict promotion too, where JAX names none."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(first, second)
 
 
-def wide_dtype(dtype: Any) -> np.dtype:
+def wide_dtype(dtype: DTypeLike) -> np.dtype:
     """The dtype itself if it is a float of 32 bits or more, else float32."""
     is_wide = jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits >= 32
     return jnp.dtype(dtype if is_wide else jnp.float32)
@@ -29,7 +33,7 @@ def wide(x: jax.Array) -> jax.Array:
 WALL_ULPS = 4
 
 
-def inside(limit: Any, dtype: Any, ulps: int = WALL_ULPS) -> Any:
+def inside(limit: T, dtype: DTypeLike, ulps: int = WALL_ULPS) -> T:
     """A limit less some ulps of a dtype: what is as large counts as at the limit."""
     return limit * (1 - ulps * float(jnp.finfo(dtype).eps))
 
@@ -37,7 +41,7 @@ def inside(limit: Any, dtype: Any, ulps: int = WALL_ULPS) -> Any:
 INTEGERS = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}
 
 
-def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+def rounded(x: jax.Array, dtype: DTypeLike) -> jax.Array:
     """The value as the dtype holds it, even where XLA would keep excess precision."""
     info = jnp.finfo(dtype)
     if x.dtype == dtype and info.bits >= 32:
@@ -45,7 +49,7 @@ def rounded(x: jax.Array, dtype: Any) -> jax.Array:
     return jax.lax.reduce_precision(x, info.nexp, info.nmant)
 
 
-def floor_magnitude(limit: Any, dtype: Any) -> jax.Array:
+def floor_magnitude(limit: Limit, dtype: DTypeLike) -> jax.Array:
     """A non-negative limit rounded toward zero to a dtype, shape of the limit."""
     if isinstance(limit, (int, float, np.ndarray, np.generic)):
         exact = np.asarray(limit, np.float64)

@@ -16,17 +16,21 @@ from typing import Any
 import jax
 import optax
 
+from volax._types import KeyPath, Leaf, Tree
+
+IsLeaf = Callable[[Any], bool]
+
 _VALUE = jax.tree_util.GetAttrKey("value")
 
 
-def is_absent(node: Any) -> bool:
+def is_absent(node: object) -> bool:
     """Whether a node of a tree stands for a leaf that is not there."""
     return node is None or isinstance(node, optax.MaskedNode)
 
 
 def flatten_with_path(
-    tree: Any, is_leaf: Callable[[Any], bool] | None = None
-) -> list[tuple[tuple[Any, ...], Any]]:
+    tree: Tree, is_leaf: IsLeaf | None = None
+) -> list[tuple[KeyPath, Leaf]]:
     """The leaves of a tree and their key paths, without the steps into boxes.
 
     Args:
@@ -44,10 +48,10 @@ def flatten_with_path(
 
 
 def map_with_path(
-    fn: Callable[[tuple[Any, ...], Any], Any],
-    tree: Any,
-    is_leaf: Callable[[Any], bool] | None = None,
-) -> Any:
+    fn: Callable[[KeyPath, Leaf], Leaf],
+    tree: Tree,
+    is_leaf: IsLeaf | None = None,
+) -> Tree:
     """``tree_map_with_path`` with the key paths of :func:`flatten_with_path`."""
     structure = jax.tree.structure(tree, is_leaf=is_leaf)
     return structure.unflatten(
@@ -63,11 +67,11 @@ def _boxes() -> tuple[type, ...]:
 
 
 def _without_boxes(
-    tree: Any, boxes: tuple[type, ...], is_leaf: Any, root: Any
-) -> list[tuple[tuple[Any, ...], Any]]:
+    tree: Tree, boxes: tuple[type, ...], is_leaf: IsLeaf | None, root: object
+) -> list[tuple[KeyPath, Leaf]]:
     """Leaves with their paths; ``root`` is the box around them, if there is one."""
 
-    def stops(node: Any) -> bool:
+    def stops(node: object) -> bool:
         is_box = node is not root and isinstance(node, boxes)
         return is_box or (is_leaf is not None and is_leaf(node))
 
@@ -81,7 +85,7 @@ def _without_boxes(
     return found
 
 
-def key_path(path: tuple[Any, ...]) -> str:
+def key_path(path: KeyPath) -> str:
     """The text of a key path.
 
     Args:
@@ -94,7 +98,7 @@ def key_path(path: tuple[Any, ...]) -> str:
     return text.removeprefix("params/")
 
 
-def named_leaves(tree: Any, *, absent: bool = False) -> dict[str, Any]:
+def named_leaves(tree: Tree, *, absent: bool = False) -> dict[str, Leaf]:
     """The leaves of a tree by key path, in the tree's order.
 
     Args:
@@ -124,7 +128,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"the tree has {len(names)} leaves, the nearest: {', '.join(close)}"
 
 
-def by_prefix(prefix: Any, tree: Any, what: str) -> dict[str, Any]:
+def by_prefix(prefix: Tree, tree: Tree, what: str) -> dict[str, Leaf]:
     """Gives each leaf the value of a prefix tree that stands at or above it.
 
     Matching goes by key path, so the prefix may be a plain dictionary whatever

@@ -8,12 +8,14 @@ way they are made whole on every device; a weight matrix never is.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
+
+from volax._types import Leaf
 
 
 def whole(x: jax.Array) -> jax.Array:
@@ -51,7 +53,7 @@ def spread(factors: jax.Array, x: jax.Array) -> jax.Array:
     return jax.sharding.reshard(factors, NamedSharding(sharding.mesh, P(*spec)))
 
 
-def put_like(array: Any, like: Any, *, split: bool = True) -> Any:
+def put_like(array: ArrayLike, like: Leaf, *, split: bool = True) -> jax.Array:
     """An array, of another shape perhaps, where ``like`` lies.
 
     Args:
@@ -73,7 +75,7 @@ def put_like(array: Any, like: Any, *, split: bool = True) -> Any:
     if not isinstance(sharding, NamedSharding) or not isinstance(mesh, Mesh):
         return jax.device_put(array)
 
-    def parts(entry: Any) -> int:
+    def parts(entry: str | tuple[str, ...] | None) -> int:
         names = (entry,) if isinstance(entry, str) else entry or ()
         return math.prod(mesh.shape[name] for name in names)
 

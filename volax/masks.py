@@ -14,16 +14,17 @@ import numpy as np
 import optax
 
 from volax import _paths
+from volax._types import Leaf, Selection, Tree
 
 
 class Mask:
     """A selection of weights by key path and shape; a plain object, not a callable."""
 
-    def selects(self, path: str, leaf: Any) -> bool:
+    def selects(self, path: str, leaf: Leaf) -> bool:
         """Whether the leaf of this key path is selected."""
         raise NotImplementedError
 
-    def tree(self, params: optax.Params) -> Any:
+    def tree(self, params: optax.Params) -> Tree:
         """The selection as a tree of bools, for the ``mask`` argument of Optax.
 
         Args:
@@ -41,7 +42,7 @@ class Mask:
 class _PathMatches(Mask):
     regex: str
 
-    def selects(self, path: str, leaf: Any) -> bool:
+    def selects(self, path: str, leaf: Leaf) -> bool:
         return re.search(self.regex, path) is not None
 
 
@@ -52,7 +53,7 @@ class _PathMatches(Mask):
 _NO_MATRICES = {"bias", "scale", "offset"}
 
 
-def is_matrix(path: str, leaf: Any) -> bool:
+def is_matrix(path: str, leaf: Leaf) -> bool:
     """Whether ``"matrices"`` selects a leaf: two or more axes, not called a bias."""
     return getattr(leaf, "ndim", 0) >= 2 and path.rpartition("/")[2] not in _NO_MATRICES
 
@@ -62,7 +63,7 @@ class _Paired(Mask):
     paths: frozenset[str]
     inside: bool
 
-    def selects(self, path: str, leaf: Any) -> bool:
+    def selects(self, path: str, leaf: Leaf) -> bool:
         return is_matrix(path, leaf) and (path in self.paths) == self.inside
 
 
@@ -72,7 +73,7 @@ class Only(Mask):
 
     paths: frozenset[str]
 
-    def selects(self, path: str, leaf: Any) -> bool:
+    def selects(self, path: str, leaf: Leaf) -> bool:
         """Whether the key path is one of the given ones."""
         return path in self.paths
 
@@ -149,7 +150,7 @@ def _members(pairs: Any) -> frozenset[str]:
     return frozenset(m.path for pair in pairs for m in pair.members)
 
 
-def selected(mask: Any, tree: Any, name: str) -> set[str]:
+def selected(mask: Selection, tree: Tree, name: str) -> set[str]:
     """The key paths of the leaves that a mask selects.
 
     Args:
@@ -191,7 +192,7 @@ def selected(mask: Any, tree: Any, name: str) -> set[str]:
     return chosen
 
 
-def _optax_mask(mask: Any, tree: Any, name: str) -> set[str]:
+def _optax_mask(mask: Tree, tree: Tree, name: str) -> set[str]:
     bools = mask(tree) if isinstance(mask, Callable) else mask
     if jax.tree_util.all_leaves([bools]):
         raise ValueError(

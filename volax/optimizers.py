@@ -1,12 +1,13 @@
 """Optimizers with a regularizer built in: one learning rate drives both halves."""
 
-from typing import Any
+from collections.abc import Iterable
 
 import jax
 import optax
 
 from volax import masks, transforms
-from volax.pairs.records import as_groups
+from volax._types import Selection, Tree
+from volax.pairs.records import Written, as_groups
 from volax.transforms._hyperparams import Hyperparameter
 
 
@@ -18,7 +19,7 @@ def lp_adam(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-    mask: Any = "matrices",
+    mask: Selection = "matrices",
     zeros: str = "sticky",
     reference: str = "before",
     snap_below: Hyperparameter = 0.0,
@@ -75,7 +76,7 @@ def lp_sgd(
     *,
     momentum: float | jax.Array | None = None,
     nesterov: bool = False,
-    mask: Any = "matrices",
+    mask: Selection = "matrices",
     zeros: str = "sticky",
     reference: str = "before",
     snap_below: Hyperparameter = 0.0,
@@ -126,13 +127,13 @@ def lp_sgd(
 
 def volumized_adam(
     learning_rate: Hyperparameter,
-    volume: Any,
+    volume: Tree,
     alpha: Hyperparameter = 0.0,
     *,
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-    mask: Any = "matrices",
+    mask: Selection = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
     """Adam whose weights and first moment meet a wall.
 
@@ -171,7 +172,7 @@ def volumized_adam(
 def path_prox_sgd(
     learning_rate: Hyperparameter,
     strength: Hyperparameter,
-    pairs: Any,
+    pairs: Written | Iterable[Written],
     *,
     momentum: float | jax.Array | None = None,
     nesterov: bool = False,

@@ -1,12 +1,11 @@
 """The argument ``check`` of ``compact``: both models, run on the same inputs."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from volax import _modules, _paths
+from volax._types import Function, Tree
 from volax.compress._proof import Difference, difference
 
 
@@ -14,15 +13,15 @@ from volax.compress._proof import Difference, difference
 class Check:
     """Runs the two models on the same inputs."""
 
-    fn: Callable[..., Any]
-    small_fn: Callable[..., Any]
-    inputs: tuple[Any, ...]
+    fn: Function
+    small_fn: Function
+    inputs: tuple[Tree, ...]
     is_module: bool
     with_state: bool
     written: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def of(cls, check: Any, is_module: bool, state: Any) -> "Check":
+    def of(cls, check: Tree, is_module: bool, state: Tree) -> "Check":
         check = tuple(check) if isinstance(check, tuple | list) else (check,)
         if len(check) == 3 and callable(check[0]):
             fn, small_fn, inputs = check
@@ -37,11 +36,11 @@ class Check:
         inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
         return cls(fn, small_fn or fn, inputs, is_module, state is not None)
 
-    def full(self, params: Any, state: Any) -> Any:
+    def full(self, params: Tree, state: Tree) -> Tree:
         return self._run(self.fn, params, state)
 
     def compare(
-        self, before: Any, params: Any, state: Any, limit: float
+        self, before: Tree, params: Tree, state: Tree, limit: float
     ) -> tuple[Difference | None, str | None]:
         """How far the small model is off, and why it is none, if so."""
         try:
@@ -72,7 +71,7 @@ class Check:
             )
         return " ".join(hints)
 
-    def _run(self, fn: Callable[..., Any], params: Any, state: Any) -> Any:
+    def _run(self, fn: Function, params: Tree, state: Tree) -> Tree:
         if self.is_module:
             # A run may write running statistics; the user's module stays as it is.
             tree, merge = _modules.split(params)

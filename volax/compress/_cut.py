@@ -4,13 +4,13 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from volax import _paths
 from volax._sharding import put_like
+from volax._types import KeyPath, Leaf, Tree
 from volax.compress import _refit
 from volax.pairs import _cuts, _layout
 from volax.pairs.records import Group, Member
@@ -170,7 +170,7 @@ def _shape_after(shape: tuple[int, ...], gathers: Sequence[Gather]) -> tuple[int
     return tuple(after)
 
 
-def cut(leaf: Any, gathers: Sequence[Gather]) -> Any:
+def cut(leaf: Leaf, gathers: Sequence[Gather]) -> Leaf:
     """An array of what stays, of the same kind."""
     whole = np.asarray(leaf)
     for gather in gathers:
@@ -188,7 +188,7 @@ def _gathered(x: np.ndarray, axes: tuple[int, ...], index: np.ndarray) -> np.nda
     return np.moveaxis(flat[index], front, axes)
 
 
-def replaced(tree: Any, new: Mapping[str, Any]) -> Any:
+def replaced(tree: Tree, new: Mapping[str, Leaf]) -> Tree:
     """A tree with other leaves at some key paths."""
     return _paths.map_with_path(
         lambda path, leaf: new.get(_paths.key_path(path), leaf), tree
@@ -196,8 +196,8 @@ def replaced(tree: Any, new: Mapping[str, Any]) -> Any:
 
 
 def cut_state(
-    opt_state: Any, plans: Cuts, shapes: Mapping[str, tuple[int, ...]]
-) -> Any:
+    opt_state: Tree, plans: Cuts, shapes: Mapping[str, tuple[int, ...]]
+) -> Tree:
     """The state of an optimizer, fitting the smaller parameters.
 
     Args:
@@ -215,7 +215,7 @@ def cut_state(
     names = _owners(opt_state, shapes)
     matched = set()
 
-    def small(path: tuple[Any, ...], leaf: Any) -> Any:
+    def small(path: KeyPath, leaf: Leaf) -> Leaf:
         if jnp.size(leaf) <= 1:
             return leaf
         found = names[path]
@@ -250,8 +250,8 @@ def cut_state(
 
 
 def _owners(
-    opt_state: Any, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[tuple[Any, ...], list[str]]:
+    opt_state: Tree, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[KeyPath, list[str]]:
     """The parameters that each leaf of an optimizer's state may belong to.
 
     A moment lies in a tree of parameters: below the step to that tree, all key paths

@@ -11,14 +11,15 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from volax._types import Library
 
 _FORMAT = "volax 3"
 
 
-def _library(what: str) -> Any:
+def _library(what: str) -> Library:
     """The safetensors library; ``what`` names the caller."""
     try:
         import safetensors.numpy

@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
 
 import numpy as np
 
+from volax._types import Leaf
 from volax.compress import _refit
 from volax.pairs.records import Group, Written
 
@@ -34,7 +34,10 @@ def names_of(groups: Sequence[Group]) -> tuple[str, ...]:
 
 
 def fitted(
-    groups: Any, leaves: Mapping[str, Any], what: str, apart: Set[str] = frozenset()
+    groups: Written | Iterable[Written],
+    leaves: Mapping[str, Leaf],
+    what: str,
+    apart: Set[str] = frozenset(),
 ) -> tuple[Group, ...]:
     """The groups of an argument, completed by the sizes of a tree.
 
@@ -92,7 +95,7 @@ def _modules(leaves: Iterable[str], apart: Set[str]) -> dict[str, str]:
 
 def _check_complete(
     group: Group,
-    leaves: Mapping[str, Any],
+    leaves: Mapping[str, Leaf],
     listed: set[str],
     what: str,
     apart: Set[str],

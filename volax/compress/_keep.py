@@ -1,15 +1,24 @@
 """The argument ``keep`` of ``compact``: units that stay even if they are dead."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from volax import masks
+from volax._types import Leaf
 from volax.pairs.records import Group
 
+# Key paths of producers, a mask, or a dictionary from such a path to the units.
+Keep = (
+    str
+    | Iterable[str]
+    | Mapping[str, bool | Sequence[int] | Sequence[bool] | np.ndarray]
+    | masks.Mask
+    | None
+)
 
-def forced(keep: Any, group: Group, leaves: Mapping[str, Any]) -> np.ndarray:
+
+def forced(keep: Keep, group: Group, leaves: Mapping[str, Leaf]) -> np.ndarray:
     """The units that the user wants to keep, bool of the group's ``sizes``."""
     chosen = np.zeros(group.sizes, bool)
     if keep is None:
@@ -43,7 +52,7 @@ def _are_units(which: np.ndarray, count: int) -> bool:
     return integers and bool(((which >= 0) & (which < count)).all())
 
 
-def check(keep: Any, groups: Sequence[Group], leaves: Mapping[str, Any]) -> None:
+def check(keep: Keep, groups: Sequence[Group], leaves: Mapping[str, Leaf]) -> None:
     """Refuses a choice that is none, or that names no producer."""
     makers = {m.path for g in groups for m in g.producers}
     if isinstance(keep, masks.Mask):

@@ -2,19 +2,19 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from volax import _paths
+from volax._types import Library, Tree
 from volax.compress.packing import is_packed
 
 PARAMETER, STATE, OTHER = "parameter", "state", "other"
 
 
-def kinds(tree: Any) -> dict[str, str]:
+def kinds(tree: Tree) -> dict[str, str]:
     """The kind of every array by key path.
 
     In a state of NNX the class of the variable tells: ``nnx.Param`` is a parameter,
@@ -57,7 +57,7 @@ def kinds(tree: Any) -> dict[str, str]:
     return found
 
 
-def _of_variable(nnx: Any, variable: object) -> str:
+def _of_variable(nnx: Library, variable: object) -> str:
     """The kind of an NNX variable, by its class."""
     if isinstance(variable, nnx.Param):
         return PARAMETER

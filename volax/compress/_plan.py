@@ -3,12 +3,12 @@
 import dataclasses
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from volax._types import Leaf
 from volax.compress import _dead, _keep
 from volax.compress._dead import Kept
 from volax.compress._fitted import names_of
@@ -42,10 +42,10 @@ class Plan:
 
 def plan(
     groups: Sequence[Group],
-    leaves: Mapping[str, Any],
+    leaves: Mapping[str, Leaf],
     *,
     round_to: int,
-    keep: Any,
+    keep: _keep.Keep,
     proven: bool,
     folding: str | None = None,
     owners: Mapping[str, str],
@@ -147,7 +147,7 @@ def plan(
 
 
 def lively(
-    planned: Plan, leaves: Mapping[str, Any], names: Iterable[str]
+    planned: Plan, leaves: Mapping[str, Leaf], names: Iterable[str]
 ) -> dict[str, np.ndarray]:
     """Random numbers for weights that are all zero, such as those of a fresh head.
 
@@ -191,7 +191,7 @@ def _zeroed(leaf: np.ndarray, member: Member, which: np.ndarray) -> np.ndarray:
     return np.where(inside, np.zeros((), leaf.dtype), leaf)
 
 
-def _is_vector(leaf: Any) -> bool:
+def _is_vector(leaf: Leaf) -> bool:
     key = jnp.issubdtype(getattr(leaf, "dtype", np.int32), jax.dtypes.prng_key)
     return not key and getattr(leaf, "ndim", 0) == 1
 

@@ -1,11 +1,12 @@
 """Proof that two models are the same function: run both and compare."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from volax._types import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Difference:
         return f"{self.absolute:.2g} absolute, {self.relative:.2g} relative"
 
 
-def difference(full: Any, small: Any) -> Difference:
+def difference(full: Tree, small: Tree) -> Difference:
     """Compares the outputs of two models.
 
     Args:
@@ -57,12 +58,12 @@ def difference(full: Any, small: Any) -> Difference:
     return Difference(absolute, relative)
 
 
-def is_finite(outputs: Any) -> bool:
+def is_finite(outputs: Tree) -> bool:
     """Whether all outputs of a model are finite."""
     return all(np.isfinite(x).all() for x in _arrays(outputs).values())
 
 
-def tolerance(*trees: Any) -> float:
+def tolerance(*trees: Tree) -> float:
     """The largest relative difference that rounding explains.
 
     1e-5 in float32; in 16 bits and less, where sums run in float32, a few roundings of
@@ -74,7 +75,7 @@ def tolerance(*trees: Any) -> float:
     return 84 * eps if eps < 1e-6 else min(4 * eps, 0.05)
 
 
-def _arrays(outputs: Any) -> dict[str, np.ndarray]:
+def _arrays(outputs: Tree) -> dict[str, np.ndarray]:
     found = {}
     for path, x in jax.tree_util.tree_flatten_with_path(outputs)[0]:
         if not _is_key(x):

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+from volax._types import Json
 from volax.compress import _table
 from volax.compress._kinds import PARAMETER, STATE
 
@@ -101,12 +102,12 @@ class Report:
     histogram: tuple[tuple[float, ...], tuple[int, ...]]
     other: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Everything as plain JSON values, totals too; NaN and inf are ``None``."""
         return _plain({**dataclasses.asdict(self), "total": self.total})
 
     @property
-    def total(self) -> dict[str, Any]:
+    def total(self) -> Json:
         """The sums over all parameters and groups; ``None`` where nothing was asked.
 
         State is summed apart, under ``state`` (numbers), ``state_left``,

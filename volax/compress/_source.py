@@ -6,13 +6,13 @@ their key paths get ``state/`` in front.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.core import Tracer
 
 from volax import _modules, _paths
 from volax._sharding import put_like
+from volax._types import Leaf, Tree
 from volax.compress._cut import replaced
 from volax.compress._kinds import STATE, kinds
 from volax.pairs.records import Group, Written
@@ -24,13 +24,13 @@ _STATE = "state/"
 class Source:
     """What the user gave, as arrays by key path and the way back."""
 
-    leaves: dict[str, Any]
+    leaves: dict[str, Leaf]
     kinds: dict[str, str]
     is_module: bool
-    rebuilt: Callable[[dict[str, Any]], tuple[Any, Any]]
+    rebuilt: Callable[[dict[str, Leaf]], tuple[Tree, Tree]]
 
     @classmethod
-    def of(cls, params: Any, state: Any) -> "Source":
+    def of(cls, params: Tree, state: Tree) -> "Source":
         tree, merge = _modules.split(params)
         leaves = _paths.named_leaves(tree)
         # A model may name its statistics, or its masks, like its parameters.
@@ -43,7 +43,7 @@ class Source:
                     f"compact: {path!r} is no array but {type(leaf).__name__}"
                 )
 
-        def rebuilt(new: dict[str, Any]) -> tuple[Any, Any]:
+        def rebuilt(new: dict[str, Leaf]) -> tuple[Tree, Tree]:
             small = merge(replaced(tree, new))
             below = {k.removeprefix(_STATE): v for k, v in new.items() if k in others}
             return small, replaced(state, below)
@@ -61,7 +61,7 @@ class Source:
             else {path for path, kind in self.kinds.items() if kind == STATE}
         )
 
-    def like(self, path: str, array: Any) -> Any:
+    def like(self, path: str, array: Leaf) -> Leaf:
         """A changed array of the kind it had before."""
         leaf = self.leaves[path]
         return put_like(array, leaf) if isinstance(leaf, jax.Array) else array

@@ -10,11 +10,13 @@ import numpy as np
 
 from volax import _modules, _nnx
 from volax._text import aligned
+from volax._types import Json, Leaf, Tree
 from volax.compress import _proof
 from volax.compress._check import Check
 from volax.compress._cut import Cuts, Cutting, cut, cut_state, cutting
 from volax.compress._dead import Kept
 from volax.compress._fitted import fitted
+from volax.compress._keep import Keep
 from volax.compress._kinds import OTHER, PARAMETER, STATE
 from volax.compress._plan import Plan, lively, plan
 from volax.compress._proof import Difference
@@ -41,14 +43,14 @@ class Compacted:
         how many numbers there were and are.
     """
 
-    params: Any
-    state: Any
-    opt_state: Any
+    params: Tree
+    state: Tree
+    opt_state: Tree
     sizes: dict[str, tuple[int, ...]]
     groups: Groups
     kept: tuple[Kept, ...]
     difference: Difference | None
-    manifest: dict[str, Any]
+    manifest: Json
 
     def __str__(self) -> str:
         rows = [["units", "left", "group"]]
@@ -67,14 +69,14 @@ class Compacted:
 
 
 def compact(
-    params: Any,
+    params: Tree,
     groups: Written | Iterable[Written],
     *,
-    state: Any = None,
-    opt_state: Any = None,
+    state: Tree = None,
+    opt_state: Tree = None,
     round_to: int = 1,
-    keep: Any = None,
-    check: Any = None,
+    keep: Keep = None,
+    check: tuple[Any, ...] | list[Any] | Leaf = None,
     tolerance: float | None = None,
 ) -> Compacted:
     r"""Removes dead units, so that the same function needs a smaller model.
@@ -184,7 +186,7 @@ def compact(
         made = planned(folding, leave)
         after = cutting(found, made.stay, shapes)
 
-        def smaller(new: dict[str, Any]) -> tuple[Any, Any]:
+        def smaller(new: dict[str, Leaf]) -> tuple[Tree, Tree]:
             for path, gathers in after.cuts.items():
                 new[path] = cut(new.get(path, source.leaves[path]), gathers)
             return source.rebuilt(new)
@@ -248,8 +250,8 @@ class _Attempt:
     folding: str | None
     planned: Plan
     after: Cutting
-    small: Any
-    state: Any
+    small: Tree
+    state: Tree
     gap: Difference | None
     why: str | None
 
@@ -278,7 +280,8 @@ def _without_failing(
     return (found, leave) if found.after.cuts and not found.why else (whole, {})
 
 
-def _optimizer(opt_state: Any, gone: Cuts, shapes: _nnx.Shapes) -> Any:
+def _optimizer(opt_state: Tree, gone: Cuts, shapes: _nnx.Shapes) -> Tree:
+    """The optimizer's state, or an ``nnx.Optimizer``, for the smaller parameters."""
     tree, merge = _modules.split(opt_state)
     return merge(cut_state(tree, gone, shapes))
 
@@ -310,7 +313,7 @@ def _manifest(
     kind: dict[str, str],
     shapes: _nnx.Shapes,
     gap: Difference | None,
-) -> dict[str, Any]:
+) -> Json:
     def counts(which: str) -> list[int]:
         return [
             sum(math.prod(shape) for k, shape in tree.items() if kind[k] == which)

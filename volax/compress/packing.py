@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jax.core import Tracer
 from volax import _paths, masks
 from volax._numerics import promoted
 from volax._sharding import put_like
+from volax._types import KeyPath, Leaf, Selection, Tree
 from volax.compress.quantize import check_finite, floating, on_grid
 
 
@@ -39,7 +39,7 @@ class Packed:
     bits: int = dataclasses.field(metadata={"static": True})
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """The dtype of the weights."""
         return self.scale.dtype
 
@@ -71,7 +71,7 @@ class Packed:
         """The weights with the axes in reverse order, unpacked."""
         return self.unpack().T
 
-    def __matmul__(self, x: Any) -> jax.Array:
+    def __matmul__(self, x: jax.Array | np.ndarray) -> jax.Array:
         """``packed @ x``, as Equinox has it: unpacks inside the computation.
 
         With weights ``[..., out, in]`` and a scale that is the same along ``in``, the
@@ -86,7 +86,7 @@ class Packed:
         scale = self.scale[..., 0] if self.scale.ndim and x.ndim == 1 else self.scale
         return (self.codes().astype(kind) @ x.astype(kind)) * scale.astype(kind)
 
-    def __rmatmul__(self, x: Any) -> jax.Array:
+    def __rmatmul__(self, x: jax.Array | np.ndarray) -> jax.Array:
         """``x @ packed``: unpacks inside the computation.
 
         The scale is taken out of the sum wherever it is the same along it.
@@ -102,18 +102,18 @@ class Packed:
         return (x.astype(kind) @ self.codes().astype(kind)) * scale.astype(kind)
 
 
-def is_packed(node: Any) -> bool:
+def is_packed(node: object) -> bool:
     """Whether a node of a tree is packed weights."""
     return isinstance(node, Packed)
 
 
 def pack(
-    params: Any,
+    params: Tree,
     *,
     bits: int,
     channel_axis: int | None = None,
-    mask: Any = "matrices",
-) -> Any:
+    mask: Selection = "matrices",
+) -> Tree:
     r"""Stores quantized weights in real bytes: eight or four weights in each.
 
     Takes what :func:`volax.binarize` (``bits=1``) or :func:`volax.ternarize`
@@ -151,14 +151,14 @@ def pack(
         raise ValueError(f"pack: bits must be 1 or 2, got {bits!r}")
     chosen = floating(masks.selected(mask, params, "pack"), params, "pack", mask)
 
-    def leaf(path: tuple[Any, ...], w: Any) -> Any:
+    def leaf(path: KeyPath, w: Leaf) -> Leaf:
         where = _paths.key_path(path)
         return _packed(where, w, bits, channel_axis) if where in chosen else w
 
     return _paths.map_with_path(leaf, params)
 
 
-def unpack(packed: Any) -> Any:
+def unpack(packed: Tree) -> Tree:
     """Turns packed weights back into float arrays; works inside ``jax.jit``.
 
     Args:
@@ -180,7 +180,7 @@ def unpack(packed: Any) -> Any:
     )
 
 
-def _packed(path: str, w: Any, bits: int, channel_axis: int | None) -> Packed:
+def _packed(path: str, w: Leaf, bits: int, channel_axis: int | None) -> Packed:
     if isinstance(w, Tracer):
         raise ValueError(f"pack: {path!r} is traced; call pack outside jax.jit")
     check_finite("pack", path, w)

@@ -1,7 +1,6 @@
 """Weights on one or two bits: ``binarize`` and ``ternarize``, as float arrays."""
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +9,16 @@ from jax.core import Tracer
 
 from volax import _paths, masks
 from volax._numerics import wide
+from volax._types import KeyPath, Leaf, Selection, Tree
 
 
 def binarize(
-    params: Any,
+    params: Tree,
     *,
-    volume: Any = None,
+    volume: Tree = None,
     channel_axis: int | None = None,
-    mask: Any = "matrices",
-) -> Any:
+    mask: Selection = "matrices",
+) -> Tree:
     r"""Replaces weights by their sign times a scale, $w \to s \cdot \mathrm{sign}(w)$.
 
     A weight of exactly 0 becomes $+s$, so remove dead units first
@@ -66,13 +66,13 @@ def binarize(
 
 
 def ternarize(
-    params: Any,
+    params: Tree,
     *,
-    volume: Any = None,
+    volume: Tree = None,
     threshold: float | str = "twn",
     channel_axis: int | None = None,
-    mask: Any = "matrices",
-) -> Any:
+    mask: Selection = "matrices",
+) -> Tree:
     r"""Replaces weights by $-s$, 0 or $+s$.
 
     Weights with $|w| \le \Delta$ become 0, the others their sign times a scale. The
@@ -145,11 +145,11 @@ def on_grid(
 def _quantized(
     name: str,
     rule: Callable[[jax.Array, jax.Array | None], jax.Array],
-    params: Any,
-    volume: Any,
+    params: Tree,
+    volume: Tree,
     channel_axis: int | None,
-    mask: Any,
-) -> Any:
+    mask: Selection,
+) -> Tree:
     """Applies a rule to the selected leaves."""
     if volume is not None and channel_axis is not None:
         raise ValueError(
@@ -159,7 +159,7 @@ def _quantized(
     chosen = floating(masks.selected(mask, params, name), params, name, mask)
     walls = {} if volume is None else walls_of(volume, params, name, chosen)
 
-    def leaf(path: tuple[Any, ...], w: jax.Array | np.ndarray) -> jax.typing.ArrayLike:
+    def leaf(path: KeyPath, w: jax.Array | np.ndarray) -> jax.typing.ArrayLike:
         where = _paths.key_path(path)
         if where not in chosen:
             return w
@@ -178,7 +178,7 @@ def _quantized(
     return _paths.map_with_path(leaf, params)
 
 
-def floating(chosen: set[str], params: Any, name: str, mask: Any) -> set[str]:
+def floating(chosen: set[str], params: Tree, name: str, mask: Selection) -> set[str]:
     """The chosen leaves, without integer leaves that only a default mask selects."""
     found = set()
     for path, leaf in _paths.named_leaves(params).items():
@@ -193,8 +193,8 @@ def floating(chosen: set[str], params: Any, name: str, mask: Any) -> set[str]:
 
 
 def walls_of(
-    volume: Any, tree: Any, name: str, chosen: Collection[str], *, finite: bool = True
-) -> dict[str, Any]:
+    volume: Tree, tree: Tree, name: str, chosen: Collection[str], *, finite: bool = True
+) -> dict[str, Leaf]:
     """The wall V of each chosen leaf that has one, of a shape that broadcasts to it.
 
     Args:

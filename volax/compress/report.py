@@ -10,6 +10,7 @@ import numpy as np
 
 from volax import _modules, _nnx, _paths, masks
 from volax._numerics import inside
+from volax._types import Function, Leaf, Selection, Tree
 from volax.compress._cut import cutting
 from volax.compress._fitted import fitted
 from volax.compress._kinds import OTHER, PARAMETER, STATE, kinds
@@ -25,13 +26,13 @@ from volax.pairs.result import ACTIVATIONS
 
 
 def report(
-    params: Any,
+    params: Tree,
     groups: Written | Iterable[Written] | None = None,
     *,
-    volume: Any = None,
-    mask: Any = "matrices",
-    fn: Callable[..., Any] | None = None,
-    inputs: Any = None,
+    volume: Tree = None,
+    mask: Selection = "matrices",
+    fn: Function | None = None,
+    inputs: Tree = None,
 ) -> Report:
     r"""Counts what training left in the weights, by array and in total.
 
@@ -122,11 +123,11 @@ def _is_real(array: np.ndarray) -> bool:
     return bool(jnp.issubdtype(array.dtype, jnp.floating))
 
 
-def _array(node: Any) -> np.ndarray:
+def _array(node: Leaf) -> np.ndarray:
     return np.asarray(node.unpack() if is_packed(node) else node)
 
 
-def _unpacked(tree: Any) -> Any:
+def _unpacked(tree: Tree) -> Tree:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if is_packed(x) else x,
         tree,
@@ -217,7 +218,7 @@ def _is_composed(
 
 
 def _leaf(
-    path: str, kind: str, node: Any, array: np.ndarray, wall: np.ndarray | None
+    path: str, kind: str, node: Leaf, array: np.ndarray, wall: np.ndarray | None
 ) -> Callable[..., LeafReport]:
     """All of a leaf's row that its own numbers tell."""
     found = measures(array, None if wall is None else inside(wall, array.dtype))

@@ -20,6 +20,7 @@ import numpy as np
 
 from volax import _modules, _paths
 from volax._sharding import put_like
+from volax._types import Json, Leaf, Tree
 from volax.compress import _file
 from volax.compress.compact import Compacted
 from volax.compress.packing import Packed, is_packed
@@ -38,6 +39,7 @@ _MALFORMED = (
 # What a step of a key path goes into, as the manifest says it.
 _ITEM, _KEY, _NAME = "item", "key", "name"  # a sequence, a dictionary, anything else
 
+Step = tuple[str, str | int]  # what a step goes into, and the name or number
 Steps = tuple[str, ...]  # the names along a key path
 
 
@@ -50,13 +52,13 @@ class Loaded:
       manifest: what was saved beside them, plain JSON values.
     """
 
-    params: Any
-    manifest: dict[str, Any]
+    params: Tree
+    manifest: Json
 
 
 def save(
     path: str | os.PathLike[str],
-    params: Any,
+    params: Tree,
     *,
     manifest: Mapping[str, Any] | None = None,
 ) -> int:
@@ -112,7 +114,7 @@ def save(
     return _file.write(Path(path), arrays, text)
 
 
-def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
+def load(path: str | os.PathLike[str], *, into: Tree = None) -> Loaded:
     """Reads a model that :func:`save` wrote.
 
     Args:
@@ -142,7 +144,7 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
     """
     tree, merge = _modules.split(into)
     likes = dict(zip(_below_params(_places(tree)), jax.tree.leaves(tree, is_packed)))
-    leaves: dict[str, Any] = {}
+    leaves: dict[str, Leaf] = {}
     with _file.reading(Path(path)) as (text, read):
         try:
             about = json.loads(text)
@@ -168,11 +170,11 @@ def load(path: str | os.PathLike[str], *, into: Any = None) -> Loaded:
     return Loaded(merge(filled), manifest)
 
 
-def _is_key(x: Any) -> bool:
+def _is_key(x: Leaf) -> bool:
     return jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)
 
 
-def _key(entry: Any) -> list[Any]:
+def _key(entry: Any) -> list[str | int]:
     """One step of a key path, as JSON."""
     if isinstance(entry, jax.tree_util.SequenceKey):
         return [_ITEM, entry.idx]
@@ -181,7 +183,7 @@ def _key(entry: Any) -> list[Any]:
     return [_NAME, jax.tree_util.keystr((entry,), simple=True)]
 
 
-def _parts(name: str, node: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _parts(name: str, node: Leaf) -> tuple[Json, dict[str, np.ndarray]]:
     """What the manifest says of a leaf, and by their names the arrays that hold it.
 
     Packed weights are two arrays, the bits and the scales; a random key is the integers
@@ -208,8 +210,8 @@ def _parts(name: str, node: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 def _leaf(
-    read: Callable[[str], np.ndarray], name: str, place: dict[str, Any], like: Any
-) -> Any:
+    read: Callable[[str], np.ndarray], name: str, place: Json, like: Leaf
+) -> Leaf:
     """A leaf of the tree, of the arrays that ``read`` gives by their names."""
     if "bits" in place:
         data, scale = read(f"{name}/data"), read(f"{name}/scale")
@@ -228,7 +230,7 @@ def _leaf(
     return put_like(array, like) if kept else array
 
 
-def _nested(leaves: dict[str, Any], keys: dict[str, list[tuple[str, Any]]]) -> Any:
+def _nested(leaves: dict[str, Leaf], keys: dict[str, list[Step]]) -> Tree:
     """Dictionaries and lists by the steps of the key paths, as (kind, step) each."""
     if list(keys.values()) == [[]]:  # the tree was one bare array
         return next(iter(leaves.values()))
@@ -246,7 +248,7 @@ def _nested(leaves: dict[str, Any], keys: dict[str, list[tuple[str, Any]]]) -> A
         if kind == _ITEM
     }
 
-    def listed(node: Any, above: tuple[Any, ...]) -> Any:
+    def listed(node: Tree, above: tuple[str | int, ...]) -> Tree:
         if not isinstance(node, dict):
             return node
         inner = {k: listed(v, (*above, k)) for k, v in node.items()}
@@ -258,7 +260,7 @@ def _nested(leaves: dict[str, Any], keys: dict[str, list[tuple[str, Any]]]) -> A
     return listed(root, ())
 
 
-def _filled(file: str, tree: Any, have: dict[Steps, Any], runs: bool) -> Any:
+def _filled(file: str, tree: Tree, have: dict[Steps, Leaf], runs: bool) -> Tree:
     """A tree with the arrays of a file, which stand there by the same key paths.
 
     Where ``runs`` the tree is that of a module, which computes with its arrays, so that
@@ -289,7 +291,7 @@ def _filled(file: str, tree: Any, have: dict[Steps, Any], runs: bool) -> Any:
     )
 
 
-def _places(tree: Any) -> list[Steps]:
+def _places(tree: Tree) -> list[Steps]:
     """The key paths of a tree by their steps, in the tree's order."""
     paths = [path for path, _ in _paths.flatten_with_path(tree, is_packed)]
     return [tuple(str(_key(entry)[1]) for entry in path) for path in paths]

@@ -1,7 +1,6 @@
 """A program as ``check_groups`` runs it: arrays drawn or varied, and its outputs."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import numpy as np
 
 from volax import _paths
 from volax._sharding import put_like
+from volax._types import Leaf, Shape, Tree
 from volax.pairs._trace.models import Traceable
 from volax.pairs.records import Group, Member, Written
 
@@ -47,7 +47,7 @@ class Program:
             if number in model.states or name not in self._inputs:
                 self._inputs[name] = k
 
-        def run(arrays: Sequence[Any]) -> Any:
+        def run(arrays: Sequence[Leaf]) -> Tree:
             params, inputs = jax.tree.unflatten(tree, arrays)
             return _outputs(model.fn(params, *inputs), model.state_outputs)
 
@@ -66,10 +66,10 @@ class Program:
             self.states[self.place(member)] = True
         return fitted
 
-    def _leaves(self, places: dict[str, int]) -> dict[str, Any]:
+    def _leaves(self, places: dict[str, int]) -> dict[str, Leaf]:
         return {path: self.given[k] for path, k in places.items()}
 
-    def run(self, arrays: Sequence[Any]) -> list[np.ndarray]:
+    def run(self, arrays: Sequence[Leaf]) -> list[np.ndarray]:
         """The outputs, float64."""
         found = [
             np.asarray(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, float)
@@ -93,7 +93,8 @@ class Program:
         return float(max(jnp.finfo(d).eps for d in floats)) ** 0.5
 
 
-def _outputs(result: Any, state_outputs: tuple[int, ...]) -> list[Any]:
+def _outputs(result: Tree, state_outputs: tuple[int, ...]) -> list[jax.Array]:
+    """The results that are compared: neither state that is written back nor keys."""
     if state_outputs and isinstance(result, tuple | list):
         places = {k % len(result) for k in state_outputs}
         result = [x for k, x in enumerate(result) if k not in places]
@@ -103,7 +104,7 @@ def _outputs(result: Any, state_outputs: tuple[int, ...]) -> list[Any]:
 
 def points(
     rng: np.random.Generator, program: Program
-) -> Iterator[tuple[list[Any], list[np.ndarray]]]:
+) -> Iterator[tuple[list[Leaf], list[np.ndarray]]]:
     """Arrays to run a program with, and its outputs.
 
     First what was given, varied so that no bias is zero and no two scales are equal;
@@ -133,7 +134,7 @@ def points(
 def rounding(
     rng: np.random.Generator,
     program: Program,
-    arrays: Sequence[Any],
+    arrays: Sequence[Leaf],
     plain: list[np.ndarray],
 ) -> float:
     """The difference that one rounding error in every parameter makes."""
@@ -147,22 +148,23 @@ def rounding(
     return difference(plain, program.run(moved))
 
 
-def is_float(x: Any) -> bool:
+def is_float(x: Leaf) -> bool:
+    """Whether a leaf is an array of floats."""
     return jnp.issubdtype(getattr(x, "dtype", int), jnp.floating)
 
 
-def like(leaf: Any, values: np.ndarray) -> Any:
+def like(leaf: Leaf, values: np.ndarray) -> jax.Array:
     """Values in the precision and on the devices of an array."""
     return put_like(values.astype(leaf.dtype), leaf)
 
 
-def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def _normal(rng: np.random.Generator, shape: Shape) -> np.ndarray:
     """Random weights ``[..., in, out]`` that keep the scale of what they multiply."""
     fan_in = np.prod(shape[:-1]) if len(shape) > 1 else 1
     return rng.standard_normal(shape, np.float32) / np.sqrt(fan_in, dtype=np.float32)
 
 
-def _drawn(rng: np.random.Generator, leaf: Any, state: bool) -> Any:
+def _drawn(rng: np.random.Generator, leaf: Leaf, state: bool) -> Leaf:
     """A random array where only a shape is given; a variance has to be positive."""
     if not isinstance(leaf, jax.ShapeDtypeStruct):
         return leaf
@@ -175,7 +177,9 @@ def _drawn(rng: np.random.Generator, leaf: Any, state: bool) -> Any:
     return put_like(jnp.asarray(values, leaf.dtype), leaf)
 
 
-def _varied(rng: np.random.Generator, leaf: Any, *, trained: bool, state: bool) -> Any:
+def _varied(
+    rng: np.random.Generator, leaf: Leaf, *, trained: bool, state: bool
+) -> Leaf:
     """An array near the given one, of the same signs, in which no number is special.
 
     Inputs stay as they are, unless all their numbers are equal.

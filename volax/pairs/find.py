@@ -1,19 +1,18 @@
 """The search for units in a program: ``find_groups`` and ``find_pairs``."""
 
-from typing import Any
-
+from volax._types import Model, Selection, Tree
 from volax.pairs._trace.models import Traceable, traceable
 from volax.pairs.records import Group
 from volax.pairs.result import Groups
 
 
 def find_groups(
-    fn: Any,
-    *args: Any,
+    fn: Model,
+    *args: Tree,
     state_args: int | tuple[int, ...] = (),
     state_outputs: int | tuple[int, ...] = (),
-    ignore: Any = (),
-    **keywords: Any,
+    ignore: Selection = (),
+    **keywords: object,
 ) -> Groups[Group]:
     """Finds every set of parameter axes that share their units.
 
@@ -62,12 +61,12 @@ def find_groups(
 
 
 def find_pairs(
-    fn: Any,
-    *args: Any,
+    fn: Model,
+    *args: Tree,
     state_args: int | tuple[int, ...] = (),
     state_outputs: int | tuple[int, ...] = (),
-    ignore: Any = (),
-    **keywords: Any,
+    ignore: Selection = (),
+    **keywords: object,
 ) -> Groups[Group]:
     """Finds the pairs: groups whose units can be rescaled for free.
 
@@ -102,7 +101,7 @@ def find_pairs(
     return _search(given, ignore, "find_pairs").pairs
 
 
-def _search(given: Traceable, ignore: Any, what: str) -> Groups[Group]:
+def _search(given: Traceable, ignore: Selection, what: str) -> Groups[Group]:
     # The tracer needs jax.extend, which costs a tenth of the import of Optax.
     from volax.pairs._trace.search import search
 

@@ -19,12 +19,12 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from volax import _paths
+from volax._types import Leaf
 
 # Names of what no caller handed in and still may lie along units.
 CAPTURED, RANDOM = "a captured array", "random numbers"
@@ -173,9 +173,9 @@ class Written:
 
     def fit(
         self,
-        leaves: Mapping[str, Any],
+        leaves: Mapping[str, Leaf],
         what: str = "pair",
-        states: Mapping[str, Any] | None = None,
+        states: Mapping[str, Leaf] | None = None,
     ) -> "Group":
         """Completes and checks the record against the parameters of a tree.
 
@@ -195,7 +195,7 @@ class Written:
         """
         where = f"{what} {self.name}"
 
-        def shape(member: Member, tree: Mapping[str, Any] = leaves) -> tuple[int, ...]:
+        def shape(member: Member, tree: Mapping[str, Leaf] = leaves) -> tuple[int, ...]:
             if member.path not in tree:
                 hint = "; pass the running statistics too"
                 raise ValueError(

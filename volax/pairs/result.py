@@ -5,9 +5,10 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import TypeVar, overload
 
 from volax._text import aligned
+from volax._types import Json
 from volax.pairs import records
 from volax.pairs._disjoint import heaviest
 from volax.pairs.records import Axis, Group, Member, Written
@@ -206,8 +207,8 @@ class Groups(Sequence[R]):
           2022, take every second layer of a plain net.
         """
         pairs = self.pairs
-        unknown = [g.name for g in pairs if not isinstance(g, Group)]
-        if unknown:
+        known = [g for g in pairs if isinstance(g, Group)]
+        if unknown := [g.name for g in pairs if not isinstance(g, Group)]:
             raise ValueError(
                 "disjoint: the number of units is not known of "
                 f"{'; '.join(unknown)}: call its fit with the leaves of the tree, or "
@@ -218,7 +219,7 @@ class Groups(Sequence[R]):
             size = math.prod(group.sizes)
             bent = bool(set(group.through) - _LINEAR)
             weights.append((size * bent, size * (not bent), -k))
-        chosen, exact = heaviest(weights, records.conflicts(pairs))
+        chosen, exact = heaviest(weights, records.conflicts(known))
         how = (
             "" if exact else "; the choice is greedy, an exact one would take too long"
         )
@@ -309,7 +310,7 @@ def _rows(group: Written) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _group(data: dict[str, Any]) -> Written:
+def _group(data: Json) -> Written:
     """A group from its plain form, or a record whose sizes are open."""
     fields = dict(data)
     for field in dataclasses.fields(Group):
@@ -322,8 +323,8 @@ def _group(data: dict[str, Any]) -> Written:
     return record if record.is_open else Group(**fields)
 
 
-def _member(data: dict[str, Any]) -> Member:
-    plain: list[dict[str, Any]] = data["axes"]
+def _member(data: Json) -> Member:
+    plain: list[Json] = data["axes"]
     axes = tuple(
         Axis(
             a["axis"],

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from volax._types import Leaf, Model, Tree
 from volax.pairs import _layout, _program
 from volax.pairs._trace.models import traceable
 from volax.pairs.records import Group, Member, Written
@@ -15,12 +15,12 @@ _ROUNDINGS = 10  # how often the effect of rounding errors a difference may be
 
 def check_groups(
     groups: Written | Iterable[Written],
-    fn: Any,
-    *args: Any,
+    fn: Model,
+    *args: Tree,
     state_outputs: int | tuple[int, ...] = (),
     tolerance: float | None = None,
     seed: int = 0,
-    **keywords: Any,
+    **keywords: object,
 ) -> tuple[float, ...]:
     r"""Proves by running the program that what was found holds.
 
@@ -134,7 +134,7 @@ def _check_degrees(group: Group) -> None:
 class _Changed:
     """Arrays of which those of a group's members are changed, one after the other."""
 
-    def __init__(self, program: _program.Program, arrays: Sequence[Any], group: Group):
+    def __init__(self, program: _program.Program, arrays: Sequence[Leaf], group: Group):
         self._program, self._arrays, self._sizes = program, list(arrays), group.sizes
 
     def outputs(self) -> list[np.ndarray]:
@@ -223,7 +223,7 @@ def _some(rng: np.random.Generator, group: Group) -> np.ndarray:
 def _tests(
     rng: np.random.Generator,
     program: _program.Program,
-    arrays: Sequence[Any],
+    arrays: Sequence[Leaf],
     plain: list[np.ndarray],
     group: Group,
 ) -> Iterator[tuple[str, list[np.ndarray], list[np.ndarray]]]:
@@ -273,7 +273,7 @@ def _tests(
 def _effect(
     rng: np.random.Generator,
     program: _program.Program,
-    arrays: Sequence[Any],
+    arrays: Sequence[Leaf],
     plain: list[np.ndarray],
     group: Group,
 ) -> float:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
 
 Hyperparameter = optax.ScalarOrSchedule
 
@@ -15,7 +16,7 @@ Hyperparameter = optax.ScalarOrSchedule
 def check(
     name: str,
     argument: str,
-    value: Any,
+    value: object,
     low: float = 0.0,
     high: float = np.inf,
     *,
@@ -55,12 +56,12 @@ def check(
         )
 
 
-def is_scheduled(*values: Any) -> bool:
+def is_scheduled(*values: object) -> bool:
     """Whether any of the values depends on the step count."""
     return any(isinstance(value, Callable) for value in values)
 
 
-def at(value: Any, count: Any) -> Any:
+def at(value: Hyperparameter, count: Any) -> Any:
     """The value at a step: schedules are read at the count before the update."""
     return value(count) if isinstance(value, Callable) else value
 
@@ -70,7 +71,7 @@ def next_count(count: jax.Array) -> jax.Array:
     return jnp.asarray(optax.safe_increment(count), jnp.int32)
 
 
-def product(first: Any, second: Any, dtype: Any) -> Any:
+def product(first: ArrayLike, second: ArrayLike, dtype: DTypeLike) -> float | jax.Array:
     """The product in a dtype; Optax schedules give float32 even under x64."""
     if isinstance(first, (int, float)) and isinstance(second, (int, float)):
         return first * second

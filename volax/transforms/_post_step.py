@@ -14,7 +14,7 @@ bit for bit, and so does a leaf that no rule touches.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import optax
 
 from volax import _numerics, _paths, masks
 from volax._numerics import promoted
+from volax._types import Selection
 
 
 class Weights(NamedTuple):
@@ -41,7 +42,7 @@ class Target(NamedTuple):
     keeps: bool = True
 
 
-def require_params(name: str, params: Any) -> None:
+def require_params(name: str, params: optax.Params | None) -> None:
     """Raises unless the parameters were passed to ``update``."""
     if params is None:
         raise ValueError(
@@ -51,7 +52,10 @@ def require_params(name: str, params: Any) -> None:
 
 
 def tentative_weights(
-    name: str, updates: optax.Updates, params: Any, mask: Any = None
+    name: str,
+    updates: optax.Updates,
+    params: optax.Params | None,
+    mask: Selection = None,
 ) -> dict[str, Weights]:
     """Step 1: the selected parameters before and after the step, by key path.
 

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from volax import _paths
+from volax._types import Leaf, Tree
 from volax.pairs.records import Group, Member, Written, cannot_cut
 
 Side = Callable[[Written], Iterable[Member]]
@@ -13,11 +13,11 @@ Side = Callable[[Written], Iterable[Member]]
 def present(
     name: str,
     written: Iterable[Written],
-    params: Any,
+    params: Tree,
     *,
     kind: str = "pair",
     side: Side = lambda record: record.members,
-) -> tuple[tuple[Group, ...], dict[str, Any]]:
+) -> tuple[tuple[Group, ...], dict[str, Leaf]]:
     """The records that are in a tree, fitted to it.
 
     ``optax.masked`` and ``optax.partition`` take leaves out of the tree. A record of

@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from volax import _paths, masks, prox
 from volax._numerics import wide
+from volax._types import Leaf, Selection
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 
@@ -28,7 +29,7 @@ def lp_decay(
     strength: Hyperparameter,
     p: Hyperparameter,
     *,
-    mask: Any = "matrices",
+    mask: Selection = "matrices",
     zeros: str = "sticky",
     reference: str = "before",
     snap_below: Hyperparameter = 0.0,
@@ -148,7 +149,7 @@ def _at_start(value: Any) -> float | None:
     return float(value)
 
 
-def _refuse_zero_leaves(params: optax.Params, mask: Any) -> None:
+def _refuse_zero_leaves(params: optax.Params, mask: Selection) -> None:
     """Raises for a concrete leaf of zeros, which would never train."""
     known = {k: x for k, x in _paths.named_leaves(params).items() if _is_known(x)}
     # Arrays that a traced function closes over, as in ``eval_shape(lambda:
@@ -167,7 +168,7 @@ def _refuse_zero_leaves(params: optax.Params, mask: Any) -> None:
             )
 
 
-def _is_known(leaf: Any) -> bool:
+def _is_known(leaf: Leaf) -> bool:
     """Whether a leaf is numbers that this process holds."""
     if isinstance(leaf, Tracer) or not isinstance(leaf, (jax.Array, np.ndarray)):
         return False

@@ -5,7 +5,7 @@ for incoming weights a, bias b and outgoing weights v of a unit (arXiv 2210.0306
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -150,8 +150,8 @@ def path_prox(
 class _Scales(NamedTuple):
     """What balancing multiplies a pair by; the biases behind it by the product."""
 
-    biases: Any
-    consumers: Any
+    biases: float | jax.Array
+    consumers: float | jax.Array
 
 
 _UNBALANCED = _Scales(1, 1)
@@ -160,7 +160,7 @@ _UNBALANCED = _Scales(1, 1)
 def _proximal(
     now: dict[str, jax.Array],
     group: Group,
-    threshold: Any,
+    threshold: float | jax.Array,
     normalize: str,
     before: dict[str, jax.Array],
     scales: _Scales,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from volax._numerics import wide
+from volax._types import Function, Selection
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 
@@ -29,7 +30,7 @@ def proximal(
     strength: Hyperparameter,
     prox: Prox,
     *,
-    mask: Any = "matrices",
+    mask: Selection = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Takes the proximal step of a penalty after the step of the optimizer.
 
@@ -112,8 +113,8 @@ def proximal(
 
 
 def as_map(
-    name: str, prox: Any, *, projections: bool
-) -> Callable[[str, jax.Array, Any], jax.Array]:
+    name: str, prox: Function, *, projections: bool
+) -> Callable[[str, jax.Array, float | jax.Array], jax.Array]:
     """A checked ``(path, x, strength) -> target`` of what the user gave as ``prox``.
 
     Args:
@@ -146,7 +147,7 @@ def as_map(
             "from weight to weight here; for a projection use volax.proximal"
         )
 
-    def apply(path: str, x: jax.Array, strength: Any) -> jax.Array:
+    def apply(path: str, x: jax.Array, strength: float | jax.Array) -> jax.Array:
         try:
             t: Any = prox(x, strength=strength) if takes_strength else prox(x)
         except (TypeError, ValueError, IndexError) as error:
@@ -164,7 +165,7 @@ def as_map(
     return apply
 
 
-def _arguments(prox: Any) -> tuple[bool, list[str]]:
+def _arguments(prox: Function) -> tuple[bool, list[str]]:
     """Whether a map takes a strength, and what else it leaves open."""
     try:
         given = list(inspect.signature(prox).parameters.values())

@@ -12,6 +12,7 @@ import optax
 
 from volax import _paths
 from volax._numerics import wide
+from volax._types import Selection
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 from volax.transforms.proximal import Prox, as_map
@@ -31,7 +32,7 @@ def proximal_adam(
     b1: jax.typing.ArrayLike = 0.9,
     b2: jax.typing.ArrayLike = 0.999,
     eps: jax.typing.ArrayLike = 1e-8,
-    mask: Any = "matrices",
+    mask: Selection = "matrices",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam whose proximal step is taken in the metric of its second moments.
 

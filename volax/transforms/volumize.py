@@ -5,7 +5,7 @@ t = w inside, sign(w) * (V + alpha * (|w| - V)) outside (arXiv 2003.11243).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ import optax
 from jax.core import Tracer
 
 from volax import _numerics, _paths, masks, prox
-from volax._numerics import wide
+from volax._numerics import Limit, wide
+from volax._types import Leaf, Selection, Tree
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 
@@ -23,14 +24,14 @@ class VolumizeState(NamedTuple):
     """State of :func:`volumize`; ``optax.EmptyState`` where neither field is needed."""
 
     count: jax.Array  # int32, shape ()
-    initial: Any  # max|w_0| a leaf, float32 or wider, shape (); None if not relative
+    initial: Tree  # max|w_0| a leaf, float32 or wider, shape (); None if not relative
 
 
 @dataclasses.dataclass(frozen=True)
 class RelativeToInit:
     """A volume relative to the initial weights, made by :func:`relative_to_init`."""
 
-    scale: Any
+    scale: Hyperparameter
 
 
 def relative_to_init(scale: Hyperparameter) -> RelativeToInit:
@@ -71,7 +72,7 @@ def relative_to_init(scale: Hyperparameter) -> RelativeToInit:
 
 
 def volumize(
-    volume: Any, alpha: Hyperparameter = 0.0, *, mask: Any = "matrices"
+    volume: Tree, alpha: Hyperparameter = 0.0, *, mask: Selection = "matrices"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps weights within a volume: a wall that clips, slows or reflects them.
 
@@ -135,10 +136,13 @@ class Wall(NamedTuple):
 
     init: optax.TransformInitFn
     # (updates, state, params) -> (weights, targets, new state)
-    targets: Callable[[Any, Any, Any], tuple[Any, Any, Any]]
+    targets: Callable[
+        [optax.Updates, Tree, optax.Params | None],
+        tuple[dict[str, _post_step.Weights], dict[str, _post_step.Target], Tree],
+    ]
 
 
-def make_wall(name: str, volume: Any, alpha: Any, mask: Any) -> Wall:
+def make_wall(name: str, volume: Tree, alpha: Hyperparameter, mask: Selection) -> Wall:
     """Checks the arguments of :func:`volumize`; ``name`` stands in the errors."""
     volumes = jax.tree.leaves(volume)
     for value in volumes:
@@ -178,7 +182,7 @@ def make_wall(name: str, volume: Any, alpha: Any, mask: Any) -> Wall:
     return Wall(init, make_targets)
 
 
-def _refuse_idle_walls(name: str, volume: Any, mask: Any, params: Any) -> None:
+def _refuse_idle_walls(name: str, volume: Tree, mask: Selection, params: Tree) -> None:
     """Raises for walls in a tree of volumes that stand above no selected leaf."""
     leaves = _paths.named_leaves(params)
     if jax.tree_util.all_leaves([volume]) or not leaves:
@@ -200,14 +204,14 @@ def _refuse_idle_walls(name: str, volume: Any, mask: Any, params: Any) -> None:
         )
 
 
-def _is_open(volume: Any) -> bool:
+def _is_open(volume: object) -> bool:
     """Whether a volume is known to be infinity, which is no wall."""
     if isinstance(volume, (RelativeToInit, Callable, Tracer)):
         return False
     return bool(np.all(np.isinf(np.asarray(volume, np.float64))))
 
 
-def _largest(leaf: Any) -> Any:
+def _largest(leaf: Leaf) -> jax.Array | jax.ShapeDtypeStruct:
     """``max|w_0|`` of one leaf, or its shape where only the leaf's shape is known."""
 
     def largest(x: jax.Array) -> jax.Array:
@@ -220,7 +224,12 @@ def _largest(leaf: Any) -> Any:
     return largest(jnp.asarray(leaf))
 
 
-def _volume_at(volume: Any, count: Any, initial: jax.Array | None) -> Any:
+def _volume_at(
+    volume: Hyperparameter | RelativeToInit,
+    count: jax.Array | None,
+    initial: jax.Array | None,
+) -> Limit:
+    """The volume of one leaf at a step."""
     if isinstance(volume, RelativeToInit):
         assert initial is not None
         scale = jnp.asarray(_hyperparams.at(volume.scale, count), initial.dtype)
@@ -229,7 +238,11 @@ def _volume_at(volume: Any, count: Any, initial: jax.Array | None) -> Any:
 
 
 def _target(
-    name: str, path: str, leaf: _post_step.Weights, volume: Any, alpha: Any
+    name: str,
+    path: str,
+    leaf: _post_step.Weights,
+    volume: Limit,
+    alpha: float | jax.Array,
 ) -> _post_step.Target:
     p, w = leaf
     try:

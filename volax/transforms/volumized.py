@@ -3,7 +3,7 @@
 m <- alpha * m where the weight hit the wall (arXiv 2003.11243, algorithm 1).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import optax
 
 from volax import _paths
 from volax._numerics import inside
+from volax._types import KeyPath, Leaf, Selection, Tree
 from volax.transforms import _hyperparams, _post_step
 from volax.transforms._hyperparams import Hyperparameter
 from volax.transforms.volumize import make_wall
@@ -25,10 +26,10 @@ class VolumizedState(NamedTuple):
 
 def volumized(
     inner: optax.GradientTransformation,
-    volume: Any,
+    volume: Tree,
     alpha: Hyperparameter = 0.0,
     *,
-    mask: Any = "matrices",
+    mask: Selection = "matrices",
     momentum: str | tuple[str, ...] = ("mu", "trace", "ema"),
 ) -> optax.GradientTransformationExtraArgs:
     r"""Wraps an optimizer so that its weights and its momentum meet a wall.
@@ -148,7 +149,7 @@ def _hit(
 ) -> jax.Array:
     """Where the step u of weights p hit the wall, which made it d; bools as p."""
     stops, at_wall = _stops(alpha, p), jnp.zeros([], bool)
-    if stops is not False:
+    if stops is not False and target.limit is not None:
         landed = jnp.abs((p.astype(d.dtype) + d).astype(p.dtype))
         at_wall = landed >= inside(target.limit, p.dtype, _HIT_ULPS)
     if stops is True:
@@ -165,7 +166,7 @@ def _scale_momentum(
     hits: dict[str, jax.Array],
     alpha: jax.typing.ArrayLike,
     names: tuple[str, ...],
-    params: Any,
+    params: Tree,
 ) -> optax.OptState:
     """Scales first moments by ``alpha`` where hit.
 
@@ -175,20 +176,20 @@ def _scale_momentum(
     paths = _paths.named_leaves(params, absent=True).keys()
     found = set()
 
-    def holds_params(field: Any) -> bool:
+    def holds_params(field: Tree) -> bool:
         return _paths.named_leaves(field, absent=True).keys() == paths
 
-    def holds_moment(node: Any) -> bool:
+    def holds_moment(node: object) -> bool:
         return any(name in getattr(node, "_fields", ()) for name in names)
 
-    def scaled(path: tuple[Any, ...], leaf: Any) -> Any:
+    def scaled(path: KeyPath, leaf: Leaf) -> Leaf:
         name = _paths.key_path(path)
         if name not in hits or jnp.shape(leaf) != hits[name].shape:
             return leaf
         found.add(name)
         return jnp.where(hits[name], jnp.asarray(alpha, leaf.dtype) * leaf, leaf)
 
-    def visit(node: Any) -> Any:
+    def visit(node: Tree) -> Tree:
         if not holds_moment(node):
             return node
         fields = {}

@@ -10,13 +10,13 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from volax import _equinox, _modules, _nnx
+from volax._types import Function, Leaf, Library, Model, Module, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,20 +31,20 @@ class Traceable:
       state_outputs: the places among the results that only write state back.
     """
 
-    fn: Callable[..., Any]
-    params: Any
-    inputs: tuple[Any, ...]
+    fn: Function
+    params: Tree
+    inputs: tuple[Tree, ...]
     states: tuple[int, ...] = ()
     state_outputs: tuple[int, ...] = ()
 
 
 def traceable(
-    fn: Any,
-    args: tuple[Any, ...],
-    state_args: Any,
-    state_outputs: Any,
+    fn: Model,
+    args: tuple[Tree, ...],
+    state_args: int | tuple[int, ...],
+    state_outputs: int | tuple[int, ...],
     what: str,
-    keywords: Mapping[str, Any] | None = None,
+    keywords: Mapping[str, object] | None = None,
 ) -> Traceable:
     """Splits what the user gave into a function, parameters and inputs.
 
@@ -110,12 +110,14 @@ def as_parameters(what: str, call: str = "model(x)") -> str:
     return f"give the model as the parameters, as in {shown}"
 
 
-def _called(model: Any, *inputs: Any, **keywords: Any) -> Any:
+def _called(model: Model, *inputs: Tree, **keywords: object) -> Tree:
     """A module as a function of itself and its inputs."""
     return model(*inputs, **keywords)
 
 
-def _places(given: int | tuple[int, ...], count: int | None, what: str) -> Any:
+def _places(
+    given: int | tuple[int, ...], count: int | None, what: str
+) -> tuple[int, ...]:
     """Places in a tuple of ``count``; those counted from the end may be negative."""
     places = (given,) if isinstance(given, int) else tuple(given)
     if count is None:
@@ -126,7 +128,7 @@ def _places(given: int | tuple[int, ...], count: int | None, what: str) -> Any:
     return tuple(place % count for place in places)
 
 
-def _check_visible(fn: Any, what: str) -> None:
+def _check_visible(fn: Model, what: str) -> None:
     """Refuses a wrapped module, whose arrays the trace would take for constants."""
     module = _wrapped_module(fn) if callable(fn) else None
     if module is not None and jax.tree.leaves(_modules.split(module)[0]):
@@ -136,7 +138,7 @@ def _check_visible(fn: Any, what: str) -> None:
         )
 
 
-def _wrapped_module(fn: Any) -> Any:
+def _wrapped_module(fn: Model) -> Module:
     """The module around which ``jax.vmap`` and the like made this function."""
     if fn is None or _modules.is_module(fn):
         return fn
@@ -151,7 +153,8 @@ def _wrapped_module(fn: Any) -> Any:
 _JAX = os.path.dirname(jax.__file__)
 
 
-def _loaded(name: str) -> Any:
+def _loaded(name: str) -> Library:
+    """A library, if the user has imported it."""
     return sys.modules.get(name)
 
 
@@ -162,7 +165,7 @@ def _from_nnx(given: Traceable) -> Traceable:
     graph, params, rest = nnx.split(given.params, nnx.Param, ...)
     written = given.state_outputs
 
-    def fn(params: Any, rest: Any, *inputs: Any) -> Any:
+    def fn(params: Tree, rest: Tree, *inputs: Tree) -> Tree:
         whole = nnx.merge(graph, params, rest)
         _nnx.resize(whole, given.params)  # where a smaller model is traced
         result = given.fn(whole, *inputs)
@@ -178,12 +181,12 @@ def _from_nnx(given: Traceable) -> Traceable:
 def _from_equinox(given: Traceable) -> Traceable:
     """Floating-point arrays are trained, as ``eqx.filter_grad`` has it."""
 
-    def trained(x: Any) -> bool:
+    def trained(x: Leaf) -> bool:
         return _equinox.is_array(x) and jnp.issubdtype(x.dtype, jnp.floating)
 
     params, merge = _equinox.split(given.params, trained)
 
-    def fn(params: Any, *inputs: Any) -> Any:
+    def fn(params: Tree, *inputs: Tree) -> Tree:
         return given.fn(merge(params), *inputs)
 
     return dataclasses.replace(given, fn=fn, params=params)
@@ -193,7 +196,7 @@ def _from_collections(given: Traceable) -> Traceable:
     """Linen variables: every collection but ``params`` is state."""
     rest = {k: v for k, v in given.params.items() if k != "params"}
 
-    def apply(params: Any, rest: Any, *inputs: Any) -> Any:
+    def apply(params: Tree, rest: Tree, *inputs: Tree) -> Tree:
         return given.fn({**params, **rest}, *inputs)
 
     return Traceable(
@@ -231,19 +234,19 @@ def sizes_from_arrays(fields: Mapping[int, int]) -> Iterator[list[str]]:
 
 
 def _linen_layer(
-    linen: Any,
+    linen: Library,
     called: list[str],
     fields: Mapping[int, int],
-    call: Any,
-    args: Any,
-    kwargs: Any,
-    context: Any,
-) -> Any:
+    call: Function,
+    args: tuple[Tree, ...],
+    kwargs: dict[str, Tree],
+    context: Library,
+) -> Tree:
     """Calls a method of a Linen module, whose parameters have the shapes they have."""
     called.append("linen")
     layer = context.module
 
-    def param(name: str, init: Any, *init_args: Any, **more: Any) -> Any:
+    def param(name: str, init: Function, *init_args: Tree, **more: Tree) -> Tree:
         if layer.has_variable("params", name):
             # The shape that init makes is compared with that of what is stored.
             stored = layer.get_variable("params", name)
@@ -251,7 +254,7 @@ def _linen_layer(
             return type(layer).param(layer, name, lambda *_: stored, **boxed)
         return type(layer).param(layer, name, init, *init_args, **more)
 
-    new: dict[str, Any] = {"param": param}
+    new: dict[str, object] = {"param": param}
     if "param" not in vars(layer):  # else one of its methods calls another
         new |= _other_sizes(layer, fields)
     conv = isinstance(layer, linen.Conv) and context.method_name == "__call__"
@@ -263,14 +266,14 @@ def _linen_layer(
 
 
 def _haiku_layer(
-    haiku: Any,
+    haiku: Library,
     called: list[str],
     fields: Mapping[int, int],
-    call: Any,
-    args: Any,
-    kwargs: Any,
-    context: Any,
-) -> Any:
+    call: Function,
+    args: tuple[Tree, ...],
+    kwargs: dict[str, Tree],
+    context: Library,
+) -> Tree:
     """Calls a method of a Haiku module, whose sizes are those of its kernel."""
     called.append("haiku")
     if context.method_name != "__call__":
@@ -291,12 +294,12 @@ def _haiku_layer(
         return call(*args, **kwargs)
 
 
-def _other_sizes(layer: Any, sizes: Mapping[int, int]) -> dict[str, Any]:
+def _other_sizes(layer: Module, sizes: Mapping[int, int]) -> dict[str, object]:
     """The fields of a user's layer that hold one of these sizes, with the others."""
     if type(layer).__module__.startswith(("flax.", "haiku.")):
         return {}  # sizes of theirs come from the arrays
 
-    def other(held: Any) -> Any:
+    def other(held: object) -> object:
         if isinstance(held, tuple):
             return tuple(map(other, held))
         return sizes.get(held, held) if type(held) is int else held
@@ -306,7 +309,7 @@ def _other_sizes(layer: Any, sizes: Mapping[int, int]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _attributes(layer: Any, new: dict[str, Any]) -> Iterator[None]:
+def _attributes(layer: Module, new: Mapping[str, object]) -> Iterator[None]:
     """Sets attributes of a frozen or other object, and puts the old ones back."""
     before = {name: vars(layer)[name] for name in new if name in vars(layer)}
     for name, value in new.items():

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
 from volax import _paths, masks
+from volax._types import Leaf, Selection, Tree
 from volax.pairs._trace import terms
 from volax.pairs._trace.count import products
 from volax.pairs._trace.groups import Given, Grouping
@@ -26,7 +26,7 @@ from volax.pairs.records import CAPTURED, RANDOM, Group
 from volax.pairs.result import Groups, Refusal
 
 
-def search(given: Traceable, what: str, ignore: Any = ()) -> Groups[Group]:
+def search(given: Traceable, what: str, ignore: Selection = ()) -> Groups[Group]:
     """All groups of a model in one form; ``what`` names who asks, for errors."""
     try:
         closed, result = jax.make_jaxpr(given.fn, return_shape=True)(
@@ -138,7 +138,7 @@ def _captured(tape: Tape, read: set[Value], what: str) -> str:
     )
 
 
-def _ignored(ignore: Any, named: Mapping[str, Any], what: str) -> set[str]:
+def _ignored(ignore: Selection, named: Mapping[str, Leaf], what: str) -> set[str]:
     """The key paths that a user's choice of parameters to leave alone covers."""
     if isinstance(ignore, masks.Mask):
         chosen = {path for path, leaf in named.items() if ignore.selects(path, leaf)}
@@ -161,7 +161,7 @@ def _ignored(ignore: Any, named: Mapping[str, Any], what: str) -> set[str]:
     return set().union(*found.values())
 
 
-def _value(tape: Tape, leaf: Any, path: str, ignored: bool) -> Value:
+def _value(tape: Tape, leaf: Leaf, path: str, ignored: bool) -> Value:
     """A parameter; what is ignored or no floating-point array is not trained."""
     dtype = getattr(leaf, "dtype", None)
     dtype = jnp.result_type(leaf) if dtype is None else dtype
@@ -179,7 +179,7 @@ def _value(tape: Tape, leaf: Any, path: str, ignored: bool) -> Value:
 def _mark_outputs(
     tape: Tape,
     outs: Sequence[Value],
-    result: Any,
+    result: Tree,
     state_outputs: Sequence[int],
     what: str,
 ) -> list[list[tuple[str, Value]]]:
