@@ -11,7 +11,16 @@ from volax.compress._proof import Difference, difference
 
 @dataclasses.dataclass
 class Check:
-    """Runs the two models on the same inputs."""
+    """Runs the two models on the same inputs.
+
+    Attributes:
+      fn: the model, ``fn(params, *inputs)``, or ``fn(params, state, *inputs)``.
+      small_fn: the same for the smaller parameters.
+      inputs: the inputs of both.
+      is_module: whether ``params`` is a module, which a run may write to.
+      with_state: whether statistics are given apart.
+      written: key paths of a module's arrays that the last run wrote.
+    """
 
     fn: Function
     small_fn: Function
@@ -22,6 +31,7 @@ class Check:
 
     @classmethod
     def of(cls, check: Tree, is_module: bool, state: Tree) -> "Check":
+        """Reads the argument ``check``, of one of the two forms that it may have."""
         check = tuple(check) if isinstance(check, tuple | list) else (check,)
         if len(check) == 3 and callable(check[0]):
             fn, small_fn, inputs = check
@@ -37,12 +47,23 @@ class Check:
         return cls(fn, small_fn or fn, inputs, is_module, state is not None)
 
     def full(self, params: Tree, state: Tree) -> Tree:
+        """What the model returns."""
         return self._run(self.fn, params, state)
 
     def compare(
         self, before: Tree, params: Tree, state: Tree, limit: float
     ) -> tuple[Difference | None, str | None]:
-        """How far the small model is off, and why it is none, if so."""
+        """How far the small model is off, and why it is not the same, if so.
+
+        Args:
+          before: what the full model returned.
+          params: the smaller parameters or module.
+          state: the smaller statistics, where they are given apart.
+          limit: the largest relative difference that is accepted.
+
+        Returns:
+          The difference, where both ran, and the reason against the small model.
+        """
         try:
             after = self._run(self.small_fn, params, state)
         except Exception as error:
@@ -72,8 +93,10 @@ class Check:
         return " ".join(hints)
 
     def _run(self, fn: Function, params: Tree, state: Tree) -> Tree:
+        """What a model returns; of a module a copy runs."""
         if self.is_module:
-            # A run may write running statistics; the user's module stays as it is.
+            # A run in training mode writes running statistics, which the user's module
+            # must not get.
             tree, merge = _modules.split(params)
             params = merge(jax.tree.map(lambda leaf: leaf, tree))
             result = fn(params, *((state,) if self.with_state else ()), *self.inputs)

@@ -8,6 +8,11 @@ import numpy as np
 
 from volax._types import Tree
 
+_SUMMED = 84  # roundings of a sum that runs in the dtype itself
+_ROUNDED = 4  # roundings of a result whose sums run in a wider dtype
+_COARSEST = 0.05  # a larger difference proves nothing, whatever the dtype
+_TINY = 1e-30  # in place of a largest output of zero
+
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
@@ -54,7 +59,8 @@ def difference(full: Tree, small: Tree) -> Difference:
             )
         gap = float(np.abs(x - y).max(initial=0))
         absolute = max(absolute, gap)
-        relative = max(relative, gap / max(float(np.abs(x).max(initial=0)), 1e-30))
+        largest = float(np.abs(x).max(initial=0))
+        relative = max(relative, gap / max(largest, _TINY))
     return Difference(absolute, relative)
 
 
@@ -66,16 +72,20 @@ def is_finite(outputs: Tree) -> bool:
 def tolerance(*trees: Tree) -> float:
     """The largest relative difference that rounding explains.
 
-    1e-5 in float32; in 16 bits and less, where sums run in float32, a few roundings of
-    a result: 0.03 in bfloat16.
+    A sum of n numbers is off by about sqrt(n) roundings: 84 are 1e-5 in float32. In 16
+    bits and less sums run in float32, and a few roundings of the results are left: 0.03
+    in bfloat16.
     """
     kinds = [jnp.result_type(x) for x in jax.tree.leaves(trees) if not _is_key(x)]
     floating = [d for d in kinds if jnp.issubdtype(d, jnp.inexact)]
     eps = max((float(jnp.finfo(d).eps) for d in floating), default=0.0)
-    return 84 * eps if eps < 1e-6 else min(4 * eps, 0.05)
+    if eps <= jnp.finfo(jnp.float32).eps:
+        return _SUMMED * eps
+    return min(_ROUNDED * eps, _COARSEST)
 
 
 def _arrays(outputs: Tree) -> dict[str, np.ndarray]:
+    """The outputs by key path, float64 or complex128, without random keys."""
     found = {}
     for path, x in jax.tree_util.tree_flatten_with_path(outputs)[0]:
         if not _is_key(x):
@@ -87,4 +97,5 @@ def _arrays(outputs: Tree) -> dict[str, np.ndarray]:
 
 
 def _is_key(x: object) -> bool:
+    """Whether a leaf is a random key."""
     return jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)

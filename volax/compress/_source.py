@@ -22,7 +22,15 @@ _STATE = "state/"
 
 @dataclasses.dataclass
 class Source:
-    """What the user gave, as arrays by key path and the way back."""
+    """What the user gave, as arrays by key path and the way back.
+
+    Attributes:
+      leaves: every array, the statistics that were given apart included.
+      kinds: whether each is a parameter, state or something else.
+      is_module: whether the parameters are those of an NNX or Equinox module.
+      rebuilt: makes the model and the statistics anew, with other arrays at some key
+        paths.
+    """
 
     leaves: dict[str, Leaf]
     kinds: dict[str, str]
@@ -31,9 +39,11 @@ class Source:
 
     @classmethod
     def of(cls, params: Tree, state: Tree) -> "Source":
+        """Takes apart what the user gave; refuses shapes and tracers."""
         tree, merge = _modules.split(params)
         leaves = _paths.named_leaves(tree)
-        # A model may name its statistics, or its masks, like its parameters.
+        # The statistics of a layer, or its masks, may have the names of its parameters,
+        # so that both trees hold the same key path.
         others = {_STATE + k: v for k, v in _paths.named_leaves(state).items()}
         for path in leaves.keys() & others.keys():
             raise ValueError(f"compact: {path!r} is in params as well as in state")

@@ -183,6 +183,7 @@ def compact(
         )
 
     def attempt(folding: str | None, leave: dict[int, str]) -> _Attempt:
+        """Cuts all groups but ``leave`` and runs both models, where there are two."""
         made = planned(folding, leave)
         after = cutting(found, made.stay, shapes)
 
@@ -196,6 +197,8 @@ def compact(
         gap, why = None, None
         if run is not None and limit is not None:
             gap, why = run.compare(before, small, small_state, limit)
+            # Behind weights that are all zero no unit shows in the outputs. So the
+            # models have to agree with random numbers in the place of such weights too.
             names = [k for k, kind in source.kinds.items() if kind == PARAMETER]
             drawn = {} if why else lively(made, source.leaves | folded, names)
             if drawn:
@@ -207,6 +210,7 @@ def compact(
         return _Attempt(folding, made, after, small, small_state, gap, why)
 
     def best(leave: dict[int, str]) -> _Attempt:
+        """An attempt with constants folded, or without where folding fails."""
         trial = attempt(None, leave)
         if trial.why and trial.planned.folded:
             return attempt(f"folding it changed the outputs: {trial.why}", leave)
@@ -243,9 +247,22 @@ def compact(
     )
 
 
+_NAMED = 5  # how many of the groups that were cut an error names
+
+
 @dataclasses.dataclass
 class _Attempt:
-    """A smaller model, and why it is none, if so."""
+    """A smaller model, and why it is not the same function, if so.
+
+    Attributes:
+      folding: why constants were not folded, or ``None`` where they were.
+      planned: which units of which group stay.
+      after: what was cut, and the groups that fit the smaller model.
+      small: the smaller parameters or module.
+      state: the smaller statistics, where they were given apart.
+      gap: how far the two models are apart, where both ran.
+      why: why the smaller one is refused.
+    """
 
     folding: str | None
     planned: Plan
@@ -261,7 +278,18 @@ def _without_failing(
 ) -> tuple[_Attempt, dict[int, str]]:
     """The model in which the groups that cannot be cut stay, and these with the reason.
 
-    Halves of the groups are tried on top of those that hold.
+    At first all groups stay. Half of them is cut; where the models agree it remains cut
+    while the other half is tried on top of it, and where they differ it is halved
+    again, down to single groups. The ``k`` that fail of ``n`` cost about
+    ``2 k log2(n)`` attempts.
+
+    Args:
+      whole: the attempt that cuts all groups, which failed.
+      best: makes an attempt that leaves groups as they are, by number and reason.
+
+    Returns:
+      The attempt that cuts as much as holds, and the groups that it leaves; ``whole``
+      again where nothing holds.
     """
     cut = [k for k, stay in enumerate(whole.planned.stay) if not stay.all()]
     leave = dict.fromkeys(cut, "not tried yet")
@@ -287,7 +315,11 @@ def _optimizer(opt_state: Tree, gone: Cuts, shapes: _nnx.Shapes) -> Tree:
 
 
 def _kept(planned: Plan, after: Cutting) -> tuple[Kept, ...]:
-    """What was kept, without the units that went along with those of another group."""
+    """What was kept, without the units that went along with those of another group.
+
+    Heads and the channels in them are units of two groups over the same arrays: a dead
+    channel that was to stay is gone where its whole head went.
+    """
     left = {
         name: set(numbers.reshape(-1).tolist())
         for name, numbers in zip(planned.names, after.left)
@@ -302,9 +334,10 @@ def _kept(planned: Plan, after: Cutting) -> tuple[Kept, ...]:
 
 
 def _cut_names(planned: Plan) -> str:
+    """The names of the first groups that lose units, in one line."""
     names = [name for name, s in zip(planned.names, planned.stay) if not s.all()]
-    more = [f"and {len(names) - 5} more"] * (len(names) > 5)
-    return "; ".join(names[:5] + more)
+    more = [f"and {len(names) - _NAMED} more"] * (len(names) > _NAMED)
+    return "; ".join(names[:_NAMED] + more)
 
 
 def _manifest(
@@ -314,7 +347,10 @@ def _manifest(
     shapes: _nnx.Shapes,
     gap: Difference | None,
 ) -> Json:
+    """What was done as plain JSON values; ``kind`` is that of each array."""
+
     def counts(which: str) -> list[int]:
+        """How many numbers of a kind there were, and are."""
         return [
             sum(math.prod(shape) for k, shape in tree.items() if kind[k] == which)
             for tree in (shapes, after.shapes)

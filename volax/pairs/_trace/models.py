@@ -88,7 +88,8 @@ def traceable(
             + (f"; {as_parameters(what)}" if callable(fn) else "")
         )
     while isinstance(fn, jax.stages.Wrapped) and hasattr(fn, "__wrapped__"):
-        # jit keeps traces, which a second trace must not get.
+        # A jitted function returns the trace that it kept of arrays of these shapes,
+        # even if the sizes that the model's layers hold have changed since.
         fn = getattr(fn, "__wrapped__")  # noqa: B009, the type does not name it
     fn = functools.partial(fn, **keywords) if keywords else fn
     params, *inputs = args
@@ -144,7 +145,8 @@ def _wrapped_module(fn: Model) -> Module:
         return fn
     inside = [getattr(fn, "__wrapped__", None)]
     if inspect.isfunction(fn) and fn.__code__.co_filename.startswith(_JAX):
-        # Where the module has attributes of its own, JAX does not set __wrapped__.
+        # JAX does not set ``__wrapped__`` where the module has attributes of its own;
+        # the function that it made then holds the module in its closure alone.
         cells = (cell.cell_contents for cell in fn.__closure__ or ())
         inside += [x for x in cells if _modules.is_module(x) or inspect.isfunction(x)]
     return next((x for x in map(_wrapped_module, inside) if x is not None), None)
@@ -159,7 +161,12 @@ def _loaded(name: str) -> Library:
 
 
 def _from_nnx(given: Traceable) -> Traceable:
-    """Everything that is no ``nnx.Param`` has to be traced: closing over it fails."""
+    """An NNX module as a function of its parameters and of all else that it holds.
+
+    Statistics, keys and counters are an input, for NNX refuses to write to variables
+    that a traced function closes over. What they are after the call is one result more,
+    the last one, which only writes state back.
+    """
     from flax import nnx
 
     graph, params, rest = nnx.split(given.params, nnx.Param, ...)
@@ -167,13 +174,14 @@ def _from_nnx(given: Traceable) -> Traceable:
 
     def fn(params: Tree, rest: Tree, *inputs: Tree) -> Tree:
         whole = nnx.merge(graph, params, rest)
-        _nnx.resize(whole, given.params)  # where a smaller model is traced
+        # Nothing happens here unless arrays of other shapes are traced.
+        _nnx.resize(whole, given.params)
         result = given.fn(whole, *inputs)
         after = nnx.split(whole, nnx.Param, ...)[2]
         return (*result, after) if written else (result, after)
 
     states = (0, *(k + 1 for k in given.states))
-    # One result more at the end moves the places that are counted from there.
+    # Places counted from the end move by the one result that stands there now.
     places = (*(k if k >= 0 else k - 1 for k in written), -1)
     return Traceable(fn, params, (rest, *given.inputs), states, places)
 
@@ -242,20 +250,29 @@ def _linen_layer(
     kwargs: dict[str, Tree],
     context: Library,
 ) -> Tree:
-    """Calls a method of a Linen module, whose parameters have the shapes they have."""
+    """Calls a method of a Linen module with parameters of whatever shapes they have.
+
+    A layer that asks for a parameter gets the stored one, and its fields hold the sizes
+    of ``fields``. A convolution's kernel is ``[*window, in / groups, out]``, so that
+    the channels of its input tell how many groups there are.
+    """
     called.append("linen")
     layer = context.module
 
     def param(name: str, init: Function, *init_args: Tree, **more: Tree) -> Tree:
         if layer.has_variable("params", name):
-            # The shape that init makes is compared with that of what is stored.
+            # Linen compares the stored array with the shape of what ``init`` returns,
+            # which follows the sizes in the layer's fields. An ``init`` that returns
+            # the stored array itself agrees with every shape.
             stored = layer.get_variable("params", name)
             boxed = {k: v for k, v in more.items() if k == "unbox"}
             return type(layer).param(layer, name, lambda *_: stored, **boxed)
         return type(layer).param(layer, name, init, *init_args, **more)
 
     new: dict[str, object] = {"param": param}
-    if "param" not in vars(layer):  # else one of its methods calls another
+    # Where ``param`` is replaced already, one method of the layer calls another, and
+    # its fields hold the new sizes; to map them again would change them twice.
+    if "param" not in vars(layer):
         new |= _other_sizes(layer, fields)
     conv = isinstance(layer, linen.Conv) and context.method_name == "__call__"
     if conv and layer.has_variable("params", "kernel"):
@@ -274,7 +291,11 @@ def _haiku_layer(
     kwargs: dict[str, Tree],
     context: Library,
 ) -> Tree:
-    """Calls a method of a Haiku module, whose sizes are those of its kernel."""
+    """Calls a method of a Haiku module, whose sizes become those of its kernel ``w``.
+
+    That is ``[in, out]`` in a linear layer, ``[*window, in / groups, out]`` in a
+    convolution and ``[*window, out, in]`` in a transposed one.
+    """
     called.append("haiku")
     if context.method_name != "__call__":
         return call(*args, **kwargs)
@@ -297,7 +318,7 @@ def _haiku_layer(
 def _other_sizes(layer: Module, sizes: Mapping[int, int]) -> dict[str, object]:
     """The fields of a user's layer that hold one of these sizes, with the others."""
     if type(layer).__module__.startswith(("flax.", "haiku.")):
-        return {}  # sizes of theirs come from the arrays
+        return {}  # the layers of both libraries get theirs from their arrays
 
     def other(held: object) -> object:
         if isinstance(held, tuple):
