@@ -11,9 +11,8 @@ from tests import cases
 from tests.compress import models
 from tests.compress.test_heads import grouped, grouped_params
 from volax._paths import named_leaves
-from volax.compress import _dead
 from volax.compress._dead import positions
-from volax.pairs import Axis, Group, Member
+from volax.pairs import Axis, Group, Member, _judge
 
 
 def normal(seed, **shapes):
@@ -253,7 +252,7 @@ def test_what_dies_is_cut_and_the_function_stays(name, over):
             if m.role == "consumer" or over == "all":
                 assert zero[own].all()
         assert weak.any()
-    expected = [_dead.judge(g, leaves).unread for g in groups]
+    expected = [_judge.judge(g, leaves).unread for g in groups]
     small = volax.compact(params, groups, check=(fn, None, (x,)))
     for group, dead in zip(small.manifest["groups"], expected):
         assert group["left"] == max(

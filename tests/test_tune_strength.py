@@ -17,7 +17,8 @@ from tests import cases
 from tests.cases import CASES, PAIR, grads, params, train
 from tests.compress.models import MODELS, killed
 from volax import _paths
-from volax.compress._plan import fitted, plan
+from volax.compress._fitted import fitted
+from volax.compress._plan import plan
 from volax.examples.data import load_dataset
 from volax.pairs import _judge
 
