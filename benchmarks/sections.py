@@ -3,7 +3,16 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from benchmarks import inference, mnist, packed, peers, subnormal, trace, update
+from benchmarks import (
+    inference,
+    mnist,
+    packed,
+    peers,
+    subnormal,
+    trace,
+    transformer,
+    update,
+)
 from benchmarks.timing import Line
 
 
@@ -37,6 +46,7 @@ SECTIONS = {
     "trace": Section(trace.tracing, trace.ROWS, by_default=False),
     "sweep": Section(update.sweep, update.SWEPT, by_default=False),
     "subnormal": Section(subnormal.subnormal, list(subnormal.ROWS), by_default=False),
+    "transformer": Section(transformer.transformer, list(transformer.ROWS), False),
     "torch": Section(peers.compare, list(peers.ROWS), False, needs_torch=True),
     "mnist": Section(mnist.mnist, list(mnist.ROWS), False, needs_torch=True),
 }

@@ -41,6 +41,10 @@ def _prox(**options: Any) -> Any:
     return _behind(lambda pairs: volax.path_prox(RATE, 1e-3, pairs, **options))
 
 
+def _group(**options: Any) -> Any:
+    return _behind(lambda pairs: volax.group_prox(RATE, 1e-3, pairs, **options))
+
+
 def _proximal(prox: Any) -> Any:
     return _behind(lambda pairs: volax.proximal(RATE, 0.1, prox))
 
@@ -88,6 +92,10 @@ ROWS = (
     Row("path_prox", _prox(), 40, 1.90, 1.25),
     Row("path_prox balance", _prox(balance=True), 40, 1.90, 1.25),
     Row("path_prox rescale", _prox(normalize="rescale"), 40, 1.90, 1.25),
+    Row("group_prox", _group(), 40, 1.90, 1.25),
+    Row("group_prox all", _group(over="all"), 40, 1.90, 1.25),
+    Row("group_prox all p=0.5", _group(over="all", p=0.5), 40, 1.90, 1.25),
+    Row("group_prox all frozen", _group(over="all", freeze_dead=True), 44, None, None),
 )  # fmt: skip
 VGG = (
     ADAM,

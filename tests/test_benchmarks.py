@@ -16,12 +16,14 @@ from benchmarks import (
     packed,
     peers,
     subnormal,
+    transformer,
     trees,
     update,
 )
 from benchmarks.sections import SECTIONS
 from tests.cases import train
 
+TINY = transformer.Size(1, 8, 2, 4, 8, 8, 4)
 SMALL = {
     "bare": lambda: update.bare(1, "volum", size=8 * 12**2),
     "step": lambda: update.step(1, "p=0.8", width=16),
@@ -30,6 +32,7 @@ SMALL = {
     "memory": lambda: update.memory(1, "path_prox", width=16),
     "sweep": lambda: update.sweep(1, "volumize", sizes=(100, 1000)),
     "subnormal": lambda: subnormal.subnormal(1, "p=0.5", side=100, steps=200),
+    "transformer": lambda: transformer.transformer(1, "0.04", TINY, steps=2),
     "packed": lambda: packed.packed(1, "", shapes=((2, 16),)),
     "compact": lambda: inference.inference(1, "dense, 50%", size=32),
     "torch": lambda: peers.compare(1, "", size=8 * 12**2),

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import volax
+from benchmarks import transformer
 from tests import cases
 from tests.compress import models
 from tests.compress.test_heads import grouped, grouped_params
@@ -331,3 +332,31 @@ def test_a_tied_kernel_counts_once():
         new = step(volax.group_prox(1.0, 0.5, groups, over=over), params)
         kept = 1 - 0.5 * 2**0.5 / 5
         np.testing.assert_allclose(new["w"], [[3 * kept, 0], [4 * kept, 0]], rtol=1e-6)
+
+
+def test_a_transformer_under_adam_loses_units_channels_and_heads():
+    """Layer norms, attention and GELU MLPs, on text of a small grammar."""
+    size = transformer.Size(2, 16, heads=4, channels=4, units=32, length=16, batch=16)
+    text, steps = transformer.grammar(20_000), 300
+    params = transformer.init(size, jax.random.key(0), kinds=27)
+    x = jnp.asarray(text[:32].reshape(2, 16))
+    groups = volax.find_groups(transformer.forward, params, x)
+    rate = optax.cosine_decay_schedule(1e-2, steps)
+    prox = volax.group_prox(rate, 0.1, groups, over="all", p=0.5)
+    tx = optax.chain(optax.adam(rate), prox)
+    params, _ = transformer.trained(tx, params, text[:18_000], steps, size, seed=0)
+    left = transformer.alive(params, size)
+    assert 0 < left["units"] < 60
+    assert 0 < left["channels"] < 24
+    assert 0 < left["heads"] < 8
+    small = volax.compact(params, groups, check=(transformer.forward, None, (x,)))
+    units = [small.sizes[f"block{k}/up"][1] for k in range(2)]
+    heads = [small.sizes[f"block{k}/out"][0] for k in range(2)]
+    channels = [small.sizes[f"block{k}/value"][2] for k in range(2)]
+    assert (sum(units), sum(heads)) == (left["units"], left["heads"])
+    assert min(channels) < 4
+    losses = [
+        transformer.held_out(tree, text[18_000:], 16) for tree in (params, small.params)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert losses[1] < 1.7  # 2.9 where only the frequencies of letters are known

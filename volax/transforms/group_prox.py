@@ -66,6 +66,16 @@ def group_prox(
     is no proximal map of the sum, but a unit below its threshold ends at zero all the
     same.
 
+    Under Adam, ``over="all", p=0.5`` with a strength near 0.04 lost the most units for
+    the least loss (a character transformer, see ``benchmarks/RESULTS.md``). A step of
+    Adam moves the root mean square $r$ of a unit by up to $\eta$, and the threshold of
+    $p = 1$ pulls it back by $\eta \lambda$, whatever its size: a strength that leaves
+    useful units alone is too weak to hold the others at zero against the noise of their
+    gradients, and a stronger one takes many of both. At $p = 1/2$ large units feel
+    little, and a dead one has to reach $r = \frac{3}{2} (\eta \lambda)^{2/3}$ in one
+    step to come back: none did, and ``freeze_dead`` changed nothing. With
+    ``over="consumers"`` producers grow against the penalty, and units die late.
+
     On a mesh every weight keeps its sharding, and the devices exchange vectors with a
     number a unit. Inside a ``shard_map`` norms are those of the parts that a device
     holds.
@@ -191,6 +201,12 @@ def _chosen(group: Group, over: str) -> tuple[Member, ...]:
     return tuple({(m.path, m.axes): m for m in members}.values())
 
 
+# Closed forms, where there are some, cost less than the roots of a general power.
+_MAPS = {
+    0: prox.hard_threshold, 0.5: prox.half_threshold, 2 / 3: prox.two_thirds_threshold,
+}  # fmt: skip
+
+
 def _factors(norms: jax.Array, n: int, step: Any, p: Any) -> jax.Array:
     """What the map multiplies units of n weights by, shape of their norms."""
     # In the root mean square the penalty of a unit has no n: see the docstring above.
@@ -198,7 +214,7 @@ def _factors(norms: jax.Array, n: int, step: Any, p: Any) -> jax.Array:
     known = p if isinstance(p, int | float) else None
     if known == 1:
         return prox.group_shrinkage(size, step)
-    kept = prox.hard_threshold(size, step) if known == 0 else prox.lp(size, step, p)
+    kept = _MAPS[known](size, step) if known in _MAPS else prox.lp(size, step, p)
     usable = (size > 0) & jnp.isfinite(size)
     # Zero where all squares underflow, as at p = 1; one bad weight does not spread.
     at_zero = jnp.where((size == 0) & (jnp.asarray(step, size.dtype) > 0), 0, 1)
