@@ -559,7 +559,7 @@ def test_recurrent_cells(library, cell):
 
 def test_equinox():
     model = others.EqxConv(KEY)
-    x = drawn(3, 16, 16)
+    x = drawn(3, 16, 16).astype(model.conv.weight.dtype)
     found = find_pairs(model, x)
     conv, hidden = found
     assert conv.name == "conv/weight -> l1/weight"

@@ -134,7 +134,7 @@ def haiku_mlp(x):
 def normal(key, **shapes):
     keys = jax.random.split(key, len(shapes))
     return {
-        name: jax.random.normal(k, shape) / 3
+        name: jax.random.normal(k, shape, jnp.float32) / 3
         for k, (name, shape) in zip(keys, shapes.items())
     }
 
@@ -256,7 +256,7 @@ def raw_cache(p, where, x):
     """A cache of keys that each example writes and reads at a place of its own."""
 
     def one(h, i):
-        cache = jnp.zeros((9, h.shape[-1]))
+        cache = jnp.zeros((9, h.shape[-1]), h.dtype)
         cache = lax.dynamic_update_slice(cache, h, (i, 0))
         return lax.dynamic_slice(cache, (i - 1, 0), (4, h.shape[-1]))
 
@@ -298,7 +298,7 @@ def raw_recurrent(p, x):
         h = jnp.tanh(x_t @ p["w"] + h @ p["u"] + p["b"])
         return h, None
 
-    return lax.scan(step, jnp.zeros(p["u"].shape[0]), x)[0] @ p["v"]
+    return lax.scan(step, jnp.zeros(p["u"].shape[0], x.dtype), x)[0] @ p["v"]
 
 
 def raw_unrolled(p, x):
