@@ -110,6 +110,13 @@ CASES = {
         over="all",
         freeze_dead=True,
     ),
+    "keep_units": _case(volax.keep_units, share=0.5, groups=PAIR),
+    "keep_units-global": _case(
+        volax.keep_units, share=0.6, groups=[PAIR], scope="global", score="consumers"
+    ),
+    "keep_units-free": _case(
+        volax.keep_units, share=0.5, groups=(PAIR,), freeze=False, every=2
+    ),
     "proximal": _case(proximal, **RATE, strength=2.0),
     "proximal-groups": _case(proximal_groups, **RATE, strength=2.0),
     "proximal_adam": _case(proximal_adam, True, **RATE, strength=2.0),

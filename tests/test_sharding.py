@@ -24,7 +24,7 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.k
 PROXIMAL = {
     name: case
     for name, case in CASES.items()
-    if any(word in name for word in ("path_prox", "group", "tune"))
+    if any(word in name for word in ("path_prox", "group", "tune", "keep_units"))
 }
 SEPARABLE = {name: case for name, case in CASES.items() if name not in PROXIMAL}
 
@@ -96,7 +96,9 @@ def test_proximal_rules_move_a_float_a_unit_and_side(name, kind, layout):
     for call in sent:
         assert call.numbers <= vectors * UNITS + 2, "no weight matrix moves"
     apart = ("path_prox-all", "group_prox-all", "proximal-groups")
-    local = name not in apart and "tune" not in name
+    # Units are ranked, or counted, among all, wherever they lie.
+    everywhere = "tune" in name or "keep_units" in name
+    local = name not in apart and not everywhere
     if kind == "explicit" and layout is LAYOUTS["tensor"] and local:
         assert sent == []
 

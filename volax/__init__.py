@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from volax.pairs.find import find_groups as find_groups
     from volax.pairs.find import find_pairs as find_pairs
     from volax.pairs.verify import check_groups as check_groups
+    from volax.transforms import cubic_ramp as cubic_ramp
     from volax.transforms import group_prox as group_prox
+    from volax.transforms import keep_units as keep_units
     from volax.transforms import lp_decay as lp_decay
     from volax.transforms import path_prox as path_prox
     from volax.transforms import proximal as proximal
@@ -44,9 +46,11 @@ __all__ = [
     "binarize",
     "check_groups",
     "compact",
+    "cubic_ramp",
     "find_groups",
     "find_pairs",
     "group_prox",
+    "keep_units",
     "load",
     "lp_adam",
     "lp_decay",
@@ -82,8 +86,8 @@ _ROOMS = {
     "pairs": "member pair path_norm",
     "pairs.find": "find_groups find_pairs",
     "pairs.verify": "check_groups",
-    "transforms": "group_prox lp_decay path_prox proximal proximal_adam "
-    "relative_to_init tune_strength volumize volumized",
+    "transforms": "cubic_ramp group_prox keep_units lp_decay path_prox proximal "
+    "proximal_adam relative_to_init tune_strength volumize volumized",
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +98,6 @@ def test_without_a_program_each_weight_of_a_matrix_counts_once():
     cost = _cost.cost([pair], params)
     assert cost.total == 48
     assert float(cost.share([2])) == pytest.approx(16 / 48)
-    np.testing.assert_allclose(cost.slopes, [8 / 48])
 
 
 def test_groups_that_cannot_be_cut_keep_their_units():
@@ -122,18 +120,3 @@ def test_the_units_of_a_row_are_counted(jitted):
     count = jax.jit(_cost.units_left) if jitted else _cost.units_left
     assert int(count(alive)) == 3
     assert int(count(alive & False)) == 1
-
-
-def test_the_slope_is_the_difference_of_one_unit():
-    fn, make, inputs = PROGRAMS["attention block"]
-    params = make()
-    groups = volax.find_groups(fn, params, *inputs)
-    cost = _cost.cost(groups, params, products=groups.products)
-    for k, group in enumerate(groups):
-        left = [g.sizes[-1] - (j == k) for j, g in enumerate(groups)]
-        once = sum(
-            k in p.units for p in groups.products
-        )  # all are linear in each group
-        assert once <= len(groups.products)
-        assert math.isclose(1 - float(cost.share(left)), cost.slopes[k], abs_tol=1e-6)
-        assert group.size > 1

@@ -44,27 +44,18 @@ class Cost:
     weights: np.ndarray
     units: np.ndarray
 
-    def share(self, left: Sequence[Any]) -> jax.Array:
+    def share(self, left: Sequence[Any]) -> Any:
         """The share of the total that is left, float, shape ``()``.
 
         Args:
-          left: for each group how many units stay in each row, integers that may be
-            traced; :func:`units_left` counts them.
+          left: for each group how many units stay in each row, Python integers or
+            arrays that may be traced; :func:`units_left` counts them.
         """
-        shares = [jnp.asarray(c, float) / n for c, n in zip(left, self.rows)]
-        shares = jnp.stack([*shares, jnp.ones((), float)])
-        return jnp.dot(
-            jnp.asarray(self.weights, float), jnp.prod(shares[self.units], axis=1)
-        )
-
-    @property
-    def slopes(self) -> np.ndarray:
-        """What a unit in each row costs beside all others, as a part of the total.
-
-        Float64 ``[groups]``.
-        """
-        times = [(self.units == k).sum(axis=1) for k in range(len(self.rows))]
-        return np.array([self.weights @ t / n for t, n in zip(times, self.rows)])
+        xp = np if all(isinstance(c, int) for c in left) else jnp
+        shares = [xp.asarray(c, float) / n for c, n in zip(left, self.rows)]
+        shares = xp.stack([*shares, xp.ones((), float)])
+        terms = xp.prod(shares[self.units], axis=1)
+        return xp.sum(xp.asarray(self.weights, float) * terms)
 
 
 def units_left(alive: Any) -> jax.Array:

@@ -20,11 +20,15 @@ from volax.pairs.records import Member
 def squared_norms(member: Member, sizes: tuple[int, ...], x: jax.Array) -> jax.Array:
     """The sum of squares of each unit's weights, shape ``sizes``, float32 or wider."""
     # Squares of 16-bit numbers overflow.
-    x = wide(jnp.asarray(x))
+    return sums(member, sizes, jnp.square(wide(jnp.asarray(x))))
+
+
+def sums(member: Member, sizes: tuple[int, ...], x: jax.Array) -> jax.Array:
+    """The sum of each unit's entries, shape ``sizes``."""
     where, plain = unit_indices(member, sizes, x.shape)
     carrying = {a.axis for a in member.axes}
     rest = tuple(i for i in range(x.ndim) if i not in carrying)
-    sums = jnp.sum(jnp.square(x), axis=rest)
+    sums = jnp.sum(x, axis=rest)
     if plain and sums.shape == sizes:
         return sums
     sums = whole(sums).reshape(-1)
@@ -35,17 +39,31 @@ def scale(
     member: Member, sizes: tuple[int, ...], x: jax.Array, factors: jax.Array
 ) -> jax.Array:
     """Multiplies each unit's weights by its factor; other weights stay as they are."""
+    return x * _beside(member, sizes, x, factors)
+
+
+def zero(
+    member: Member, sizes: tuple[int, ...], x: jax.Array, alive: jax.Array
+) -> jax.Array:
+    """Puts exact zeros, even for NaN, where the weights of dead units are."""
+    return jnp.where(_beside(member, sizes, x, alive), x, jnp.zeros((), x.dtype))
+
+
+def _beside(
+    member: Member, sizes: tuple[int, ...], x: jax.Array, values: jax.Array
+) -> jax.Array:
+    """Each unit's value (1 for other weights) in a shape that broadcasts against x."""
     where, plain = unit_indices(member, sizes, x.shape)
     carrying = sorted(a.axis for a in member.axes)
-    if not plain or factors.shape != tuple(x.shape[i] for i in carrying):
-        factors = whole(factors).reshape(-1)
+    if not plain or values.shape != tuple(x.shape[i] for i in carrying):
+        values = whole(values).reshape(-1)
     if not plain:
         units = where.shape[0]
         unit_of = np.full(math.prod(x.shape[i] for i in carrying), units, np.int32)
         unit_of[where] = np.arange(units, dtype=np.int32)[:, None]
-        factors = jnp.append(factors, jnp.ones((), factors.dtype))[unit_of]
+        values = jnp.append(values, jnp.ones((), values.dtype))[unit_of]
     shape = [n if i in carrying else 1 for i, n in enumerate(x.shape)]
-    return x * spread(factors.reshape(shape), x)
+    return spread(values.reshape(shape), x)
 
 
 def weights_of_unit(member: Member, shape: tuple[int, ...]) -> int:

@@ -95,7 +95,7 @@ class Groups(Sequence[R]):
     def __getitem__(self, index: slice) -> "Groups[R]": ...
     def __getitem__(self, index: int | slice) -> "R | Groups[R]":
         if isinstance(index, slice):
-            return self._chosen(range(len(self))[index])
+            return self.chosen(range(len(self))[index])
         return self.groups[index]
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class Groups(Sequence[R]):
             for m in g.producers
         )
         pairs = [k for k, g in enumerate(self.groups) if g.homogeneous]
-        return dataclasses.replace(self._chosen(pairs), refused=self.refused + others)
+        return dataclasses.replace(self.chosen(pairs), refused=self.refused + others)
 
     @property
     def multiply_adds(self) -> dict[str, int]:
@@ -128,8 +128,16 @@ class Groups(Sequence[R]):
             total[product.path] += product.multiply_adds
         return dict(total)
 
-    def _chosen(self, numbers: Sequence[int]) -> "Groups[R]":
-        """Some of the groups; the units of the others are all there for good."""
+    def chosen(self, numbers: Sequence[int]) -> "Groups[R]":
+        """Some of the groups, by their numbers.
+
+        Args:
+          numbers: which, in the order in which they will stand.
+
+        Returns:
+          These groups, and the multiply-adds of the program in which the units of the
+          others are a given.
+        """
         now = {old: new for new, old in enumerate(numbers)}
         return dataclasses.replace(
             self,
@@ -229,7 +237,7 @@ class Groups(Sequence[R]):
             if k not in chosen
             for m in group.producers
         )
-        kept = pairs._chosen(sorted(chosen))
+        kept = pairs.chosen(sorted(chosen))
         return dataclasses.replace(kept, refused=pairs.refused + left)
 
     def to_json(self) -> str:

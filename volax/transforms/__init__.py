@@ -1,6 +1,8 @@
 """The regularizers as Optax transformations, one a file."""
 
 from volax.transforms.group_prox import group_prox as group_prox
+from volax.transforms.keep_units import cubic_ramp as cubic_ramp
+from volax.transforms.keep_units import keep_units as keep_units
 from volax.transforms.lp_decay import lp_decay as lp_decay
 from volax.transforms.path_prox import path_prox as path_prox
 from volax.transforms.proximal import proximal as proximal

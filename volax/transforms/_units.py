@@ -37,10 +37,23 @@ def present(
     Raises:
       ValueError: a record does not fit the tree, or is masked out by half.
     """
+    found, leaves = numbered(name, written, params, kind=kind, side=side)
+    return tuple(found.values()), leaves
+
+
+def numbered(
+    name: str,
+    written: Iterable[Written],
+    params: Tree,
+    *,
+    kind: str = "pair",
+    side: Side = lambda record: record.members,
+) -> tuple[dict[int, Group], dict[str, Leaf]]:
+    """The same with the number that each record has among those given."""
     leaves = _paths.named_leaves(params, absent=True)
     absent = [path for path, leaf in leaves.items() if _paths.is_absent(leaf)]
-    groups = []
-    for group in written:
+    groups = {}
+    for k, group in enumerate(written):
         touched = set(side(group))
         paths = list(dict.fromkeys(m.path for m in side(group)))
         gone = [path for path in paths if any(_paths.is_above(a, path) for a in absent)]
@@ -58,8 +71,8 @@ def present(
             "states": tuple(m for m in group.states if m in touched),
         }
         bare = dataclasses.replace(group, **rest)
-        groups.append(bare.fit(leaves, f"{name}: {kind}"))
-    return tuple(groups), leaves
+        groups[k] = bare.fit(leaves, f"{name}: {kind}")
+    return groups, leaves
 
 
 def cuttable(name: str, written: tuple[Written, ...]) -> tuple[Written, ...]:
