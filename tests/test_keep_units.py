@@ -138,7 +138,7 @@ def test_training_is_that_of_the_compacted_model(x64, name):
     # In float32 Adam makes whole steps of what rounding leaves of a gradient of zero.
     params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (make(), x))
     groups = volax.find_groups(fn, params, x)
-    ramp = volax.cubic_ramp(1.0, 0.4, 0, 3)
+    ramp: Any = volax.cubic_ramp(1.0, 0.4, 0, 3)
     tx = optax.chain(ADAM, volax.keep_units(ramp, groups, scope=scope))
     step = jax.jit(lambda p, s: stepped(tx, p, s, losses(fn, x)(p)))
     whole, state = params, init(tx, params)

@@ -32,7 +32,7 @@ def test_the_names_of_the_contract_and_no_others_are_public():
         "lp_sgd", "volumized_adam", "path_prox_sgd", "proximal",
         "proximal_adam", "find_groups", "find_pairs", "group_prox", "tune_strength",
         "check_groups", "report", "compact", "binarize", "ternarize", "pack", "unpack",
-        "save", "load", "cubic_ramp", "keep_units",
+        "save", "load", "cubic_ramp", "score", "kill", "keep_units",
     }  # fmt: skip
     assert sorted(NAMES) == sorted(expected)
     assert dir(volax) == sorted(expected)

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from volax import prox as prox
     from volax.compress import binarize as binarize
     from volax.compress import compact as compact
+    from volax.compress import kill as kill
     from volax.compress import load as load
     from volax.compress import pack as pack
     from volax.compress import report as report
     from volax.compress import save as save
+    from volax.compress import score as score
     from volax.compress import ternarize as ternarize
     from volax.compress import unpack as unpack
     from volax.masks import paired as paired
@@ -51,6 +53,7 @@ __all__ = [
     "find_pairs",
     "group_prox",
     "keep_units",
+    "kill",
     "load",
     "lp_adam",
     "lp_decay",
@@ -68,6 +71,7 @@ __all__ = [
     "relative_to_init",
     "report",
     "save",
+    "score",
     "ternarize",
     "tune_strength",
     "unpack",
@@ -80,7 +84,7 @@ __all__ = [
 # Everything is loaded at first use: training needs no tracer, and a script that is
 # stopped while JAX is being imported can say so.
 _ROOMS = {
-    "compress": "binarize compact load pack report save ternarize unpack",
+    "compress": "binarize compact kill load pack report save score ternarize unpack",
     "masks": "paired path_matches unpaired",
     "optimizers": "lp_adam lp_sgd path_prox_sgd volumized_adam",
     "pairs": "member pair path_norm",

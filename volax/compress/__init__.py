@@ -5,6 +5,8 @@ from volax.compress.compact import compact as compact
 from volax.compress.packing import Packed as Packed
 from volax.compress.packing import pack as pack
 from volax.compress.packing import unpack as unpack
+from volax.compress.prune import kill as kill
+from volax.compress.prune import score as score
 from volax.compress.quantize import binarize as binarize
 from volax.compress.quantize import ternarize as ternarize
 from volax.compress.report import Report as Report

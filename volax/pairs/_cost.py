@@ -160,3 +160,19 @@ def _lengths(groups: Sequence[Group], sizes: Mapping[str, tuple[int, ...]]) -> _
 def products_of(groups: Any) -> tuple[Product, ...]:
     """The multiply-adds that a user's ``groups`` carry; only a search counts them."""
     return groups.products if isinstance(groups, Groups) else ()
+
+
+def of_some(groups: Any, found: Mapping[int, Group], leaves: Mapping[str, Any]) -> Cost:
+    """Multiply-adds of a model by the units of some of a user's ``groups``.
+
+    Args:
+      groups: as the user gave them.
+      found: some of them, fitted, by their number.
+      leaves: all parameters by key path, some of which may be absent.
+
+    Returns:
+      The cost as a function of the units left of each group that was found.
+    """
+    some = groups.chosen([*found]) if isinstance(groups, Groups) else ()
+    there = {path: leaf for path, leaf in leaves.items() if hasattr(leaf, "shape")}
+    return cost([*found.values()], there, products=products_of(some))

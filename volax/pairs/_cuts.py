@@ -4,7 +4,9 @@ A unit may have several indices, such as layer x channel. What becomes shorter i
 axis of the last one, by as many units in every row of the others.
 """
 
+import dataclasses
 import math
+import types
 from collections.abc import Mapping
 
 from volax.pairs.records import Axis, Group, Member, cannot_cut
@@ -39,6 +41,37 @@ def uncuttable(
         if member.path in owners and cut_axis(member, group.sizes).axis == size:
             return f"{owners[member.path]} needs heads of equal size"
     return None
+
+
+def cuttable(
+    what: str,
+    groups: Mapping[int, Group],
+    shapes: Mapping[str, tuple[int, ...]],
+    owners: Mapping[str, str] = types.MappingProxyType({}),
+) -> dict[int, Group]:
+    """Those of some groups of which single units can be cut.
+
+    Args:
+      what: who asks, for errors.
+      groups: fitted groups by number.
+      shapes: of the parameters, without running statistics.
+      owners: as in :func:`uncuttable`.
+
+    Returns:
+      The groups, by number.
+
+    Raises:
+      ValueError: there are groups, and none can be cut.
+    """
+    why = {
+        k: uncuttable(dataclasses.replace(g, states=()), owners, shapes)
+        for k, g in groups.items()
+    }
+    found = {k: group for k, group in groups.items() if why[k] is None}
+    if groups and not found:
+        listed = "; ".join(f"{g.name}: {why[k]}" for k, g in groups.items())
+        raise ValueError(f"{what}: none of the groups can be cut: {listed}")
+    return found
 
 
 def carries_all(member: Member, group: Group) -> bool:

@@ -132,9 +132,17 @@ def _worth(
     return jnp.where(saved > 0, worth / jnp.where(saved > 0, saved, 1), jnp.inf)
 
 
-def fewest(cost: Cost, floor: int, round_to: int) -> list[int]:
-    """The least that may stay in each row of each group."""
-    return [min(math.ceil(floor / round_to) * round_to, n) for n in cost.rows]
+def check_reachable(
+    what: str, share: float, cost: Cost, floor: int, round_to: int
+) -> None:
+    """Refuses a share that is less than what the fewest units cost."""
+    fewest = [min(math.ceil(floor / round_to) * round_to, n) for n in cost.rows]
+    left = float(cost.share(fewest))
+    if share < left * (1 - _SLACK):
+        raise ValueError(
+            f"{what} of the multiply-adds cannot be reached: with the fewest units of "
+            f"these groups {left:.3g} are left"
+        )
 
 
 def everything(sizes: tuple[int, ...], like: Any) -> jax.Array:

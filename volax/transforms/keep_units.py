@@ -4,7 +4,6 @@ w <- w where the unit is among the k of the largest score, else 0, for every wei
 a unit; k follows from a share that may be a schedule.
 """
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,9 +16,7 @@ from volax import _paths, masks
 from volax._numerics import wide
 from volax._sharding import whole
 from volax.pairs import _cost, _cuts, _layout, _score, _select, records
-from volax.pairs._cost import Cost
 from volax.pairs.records import OPEN, Group, Written
-from volax.pairs.result import Groups
 from volax.transforms import _hyperparams, _post_step, _units
 from volax.transforms._hyperparams import Hyperparameter
 
@@ -203,8 +200,11 @@ def keep_units(
         period, multiple, least = map(_integer, integers.values())
         cost = None
         if scope == "global":
-            cost = _cost_of(groups, found, leaves)
-            _check_reachable(share, cost, least, multiple)
+            cost = _cost.of_some(groups, found, leaves)
+            known = isinstance(least, int) and isinstance(multiple, int)
+            if known and isinstance(share, int | float):
+                what = f"keep_units: share={share}"
+                _select.check_reachable(what, share, cost, least, multiple)
         scores = list(state.scores)
         if score == "taylor":
             grads = _gradients(extra_args, weights)
@@ -279,15 +279,7 @@ def _present(
         "keep_units", written, params, kind="group", side=_score.trained
     )
     shapes = {k: x.shape for k, x in leaves.items() if hasattr(x, "shape")}
-    reasons = {
-        k: _cuts.uncuttable(dataclasses.replace(g, states=()), {}, shapes)
-        for k, g in groups.items()
-    }
-    found = {k: group for k, group in groups.items() if reasons[k] is None}
-    if groups and not found:
-        listed = "; ".join(f"{groups[k].name}: {why}" for k, why in reasons.items())
-        raise ValueError(f"keep_units: none of the groups can be cut: {listed}")
-    return found, leaves
+    return _cuts.cuttable("keep_units", groups, shapes), leaves
 
 
 def _zeroed(
@@ -327,24 +319,3 @@ def _gradients(
                 f"as params does, got {getattr(named.get(path), 'shape', None)}"
             )
     return named
-
-
-def _cost_of(groups: Any, found: dict[int, Group], leaves: dict[str, Any]) -> Cost:
-    """The cost by the units of the groups that are found."""
-    known = isinstance(groups, Groups)
-    return _cost.cost(
-        [*found.values()],
-        {path: leaf for path, leaf in leaves.items() if hasattr(leaf, "shape")},
-        products=groups.chosen([*found]).products if known else (),
-    )
-
-
-def _check_reachable(share: Any, cost: Cost, least: Any, multiple: Any) -> None:
-    """Refuses a known share below what stays with the fewest units."""
-    if all(isinstance(x, int | float) for x in (share, least, multiple)):
-        left = float(cost.share(_select.fewest(cost, least, multiple)))
-        if share < left * (1 - 1e-6):
-            raise ValueError(
-                f"keep_units: share={share} of the multiply-adds cannot be reached: "
-                f"with the fewest units of these groups {left:.3g} are left"
-            )
