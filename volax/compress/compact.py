@@ -1,23 +1,21 @@
 """Makes a model physically smaller: ``compact``."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from volax import _modules, _nnx
 from volax._text import aligned
 from volax._types import Json, Leaf, Tree
-from volax.compress import _proof
+from volax.compress import _manifest, _proof
 from volax.compress._check import Check
 from volax.compress._cut import Cuts, Cutting, cut, cut_state, cutting
 from volax.compress._dead import Kept
 from volax.compress._fitted import fitted
 from volax.compress._keep import Keep
-from volax.compress._kinds import OTHER, PARAMETER, STATE
+from volax.compress._kinds import PARAMETER
 from volax.compress._plan import Plan, lively, plan
 from volax.compress._proof import Difference
 from volax.compress._source import Source, in_state, out_of_state
@@ -241,9 +239,9 @@ def compact(
         opt_state=_optimizer(opt_state, after.cuts, shapes),
         sizes=after.shapes,
         groups=smaller,
-        kept=_kept(made, after),
+        kept=_manifest.kept(made, after),
         difference=done.gap,
-        manifest=_manifest(made, after, source.kinds, shapes, done.gap),
+        manifest=_manifest.manifest(made, after, source.kinds, shapes, done.gap),
     )
 
 
@@ -314,65 +312,8 @@ def _optimizer(opt_state: Tree, gone: Cuts, shapes: _nnx.Shapes) -> Tree:
     return merge(cut_state(tree, gone, shapes))
 
 
-def _kept(planned: Plan, after: Cutting) -> tuple[Kept, ...]:
-    """What was kept, without the units that went along with those of another group.
-
-    Heads and the channels in them are units of two groups over the same arrays: a dead
-    channel that was to stay is gone where its whole head went.
-    """
-    left = {
-        name: set(numbers.reshape(-1).tolist())
-        for name, numbers in zip(planned.names, after.left)
-    }
-    found = (
-        dataclasses.replace(
-            kept, units=tuple(u for u in kept.units if u in left[kept.group])
-        )
-        for kept in planned.kept
-    )
-    return tuple(kept for kept in found if kept.units)
-
-
 def _cut_names(planned: Plan) -> str:
     """The names of the first groups that lose units, in one line."""
     names = [name for name, s in zip(planned.names, planned.stay) if not s.all()]
     more = [f"and {len(names) - _NAMED} more"] * (len(names) > _NAMED)
     return "; ".join(names[:_NAMED] + more)
-
-
-def _manifest(
-    planned: Plan,
-    after: Cutting,
-    kind: dict[str, str],
-    shapes: _nnx.Shapes,
-    gap: Difference | None,
-) -> Json:
-    """What was done as plain JSON values; ``kind`` is that of each array."""
-
-    def counts(which: str) -> list[int]:
-        """How many numbers of a kind there were, and are."""
-        return [
-            sum(math.prod(shape) for k, shape in tree.items() if kind[k] == which)
-            for tree in (shapes, after.shapes)
-        ]
-
-    return {
-        "parameters": counts(PARAMETER),
-        "state": counts(STATE),
-        "other": counts(OTHER),
-        "shapes": {path: list(shape) for path, shape in after.shapes.items()},
-        "groups": [
-            {
-                "name": name,
-                "units": list(group.sizes),
-                "left": left.shape[-1],
-                "removed": np.setdiff1d(np.arange(group.size), left).tolist(),
-            }
-            for name, group, left in zip(planned.names, planned.groups, after.left)
-        ],
-        "kept": [
-            {"group": k.group, "units": list(k.units), "reason": k.reason}
-            for k in _kept(planned, after)
-        ],
-        "difference": None if gap is None else dataclasses.asdict(gap),
-    }
