@@ -1,14 +1,15 @@
 """The jaxprs that lie in the parameters of equations."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from jax.extend import core
 
-Body = tuple[core.Jaxpr, Sequence[Any]]
+from volax._types import Leaf
+
+Body = tuple[core.Jaxpr, Sequence[Leaf]]
 
 
-def bodies(param: Any) -> Iterator[Body]:
+def bodies(param: object) -> Iterator[Body]:
     """The jaxprs in a parameter, one or several of them, with their constants."""
     for part in param if isinstance(param, tuple | list) else (param,):
         body = getattr(part, "jaxpr", part)

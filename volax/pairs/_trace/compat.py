@@ -7,7 +7,7 @@ What it lacks is read off a traced call.
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ from jax.extend import core
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from volax._types import Function
 from volax.pairs._trace.bodies import all_eqns
 
 
@@ -29,7 +30,7 @@ def primitives(*names: str) -> Iterator[core.Primitive]:
             yield found
 
 
-def _primitive_of(fn: Callable[..., Any], name: str) -> core.Primitive | None:
+def _primitive_of(fn: Function, name: str) -> core.Primitive | None:
     """The primitive called ``name`` that ``fn`` of a 2 x 2 array binds, if any."""
     trace = jax.make_jaxpr(fn)
     # A mesh that the user has set, or a context of shard_map, holds for one thread.

@@ -8,13 +8,14 @@ them; products of activations, as in attention, are counted apart.
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.extend import core
 
 from volax import _paths
+from volax._types import Function, Tree
 from volax.pairs._trace import terms
 from volax.pairs._trace.compat import primitives, unlisted
 from volax.pairs._trace.jaxprs import SCANS, holds_jaxpr, sub_jaxpr
@@ -35,7 +36,7 @@ _MOVING = {
 }  # fmt: skip
 
 
-def multiply_adds(fn: Callable[..., Any], params: Any, inputs: Any) -> dict[str, int]:
+def multiply_adds(fn: Function, params: Tree, inputs: Tree) -> dict[str, int]:
     """Counts the multiply-adds of products and convolutions.
 
     Args:
@@ -143,7 +144,7 @@ def _count(
     env = {v: label for v, label in zip(jaxpr.invars, labels) if label}
     total: Counter[str] = Counter()
 
-    def read(atom: Any) -> str | None:
+    def read(atom: core.Var | core.Literal) -> str | None:
         return None if isinstance(atom, core.Literal) else env.get(atom)
 
     for eqn in jaxpr.eqns:

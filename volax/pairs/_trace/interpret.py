@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
+from volax._types import Leaf
 from volax.pairs._trace import jaxprs
 from volax.pairs._trace.compat import (
     has_effects,
@@ -52,7 +53,7 @@ _CONTRACTIONS = {
 def interpret(
     tape: Tape,
     jaxpr: core.Jaxpr,
-    consts: Sequence[Any],
+    consts: Sequence[Leaf],
     args: Sequence[Value | None],
     wanted: Sequence[bool] | None = None,
 ) -> list[Value | None]:
@@ -95,7 +96,7 @@ def _peek(
     return constant(tape, atom.val) if isinstance(atom, core.Literal) else env.get(atom)
 
 
-def constant(tape: Tape, value: Any, captured: bool = False) -> Value:
+def constant(tape: Tape, value: Leaf, captured: bool = False) -> Value:
     """A literal number is known; a captured array is data, whatever it holds."""
     shape = tuple(getattr(value, "shape", ()))
     if shape or captured:
@@ -304,7 +305,12 @@ def _scan(
 
 
 def _tie(
-    tape: Tape, eqn: core.JaxprEqn, init: Any, start: Any, end: Value, steps: Term
+    tape: Tape,
+    eqn: core.JaxprEqn,
+    init: Any,
+    start: Any,
+    end: Value,
+    steps: Term,
 ) -> Value:
     """A carry's final value, which scales as it did at the start and at every step."""
     links = []

@@ -5,10 +5,10 @@ one walk is new to all.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from jax.extend import core
 
+from volax._types import Leaf
 from volax.pairs._trace.bodies import all_eqns as all_eqns
 from volax.pairs._trace.bodies import bodies as bodies
 from volax.pairs._trace.compat import (
@@ -43,7 +43,7 @@ def holds_jaxpr(eqn: core.JaxprEqn) -> bool:
     return any(eqn.params.get(key) is not None for key in _BODIES)
 
 
-def sub_jaxpr(eqn: core.JaxprEqn) -> tuple[core.Jaxpr, Sequence[Any]]:
+def sub_jaxpr(eqn: core.JaxprEqn) -> tuple[core.Jaxpr, Sequence[Leaf]]:
     """The jaxpr that a call runs, and its constants."""
     for key in _BODIES:
         if (found := eqn.params.get(key)) is not None:

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from volax._types import Leaf
 from volax.pairs._trace.compat import primitives, source_line, written_by_library
 from volax.pairs._trace.jaxprs import CALLS, bodies, live_eqns, sub_jaxpr
-from volax.pairs.records import Group
+from volax.pairs.records import Axis, Group
 
 _CASTS = {*primitives("convert_element_type"), *CALLS}
 _DIVISIONS = set(primitives("div"))
@@ -69,7 +70,7 @@ class Number:
         )
 
 
-def numbers(jaxpr: core.Jaxpr, consts: Sequence[Any]) -> list[Number]:
+def numbers(jaxpr: core.Jaxpr, consts: Sequence[Leaf]) -> list[Number]:
     """Every number of a program, each value once; 0, 1 and what is not finite left out.
 
     The count in a mean is no width: a sum over so many entries stands before it.
@@ -84,7 +85,7 @@ def numbers(jaxpr: core.Jaxpr, consts: Sequence[Any]) -> list[Number]:
 
 
 def _walk(
-    jaxpr: core.Jaxpr, consts: Sequence[Any], wanted: tuple[bool, ...]
+    jaxpr: core.Jaxpr, consts: Sequence[Leaf], wanted: tuple[bool, ...]
 ) -> Iterator[Number]:
     held: dict[Any, Any] = dict(zip(jaxpr.constvars, consts))
     made = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
@@ -106,7 +107,7 @@ def _walk(
                 yield from _walk(body, inner, (True,) * len(body.outvars))
 
 
-def _number(value: Any, eqn: core.JaxprEqn) -> Number | None:
+def _number(value: Leaf, eqn: core.JaxprEqn) -> Number | None:
     """A literal, or an array that holds one number throughout."""
     dtype, size = jnp.result_type(value), np.size(value)
     if not jnp.issubdtype(dtype, jnp.number) or not 0 < size <= _LARGEST:
@@ -196,7 +197,7 @@ class Likeness:
 _FACTORS = ("mul", "div", "pow", "integer_pow")
 
 
-def _sizes(axes: Any, shape: tuple[int, ...]) -> Iterator[int]:
+def _sizes(axes: Sequence[Axis], shape: tuple[int, ...]) -> Iterator[int]:
     """The extent of the units' axes, alone and with any of the others."""
     own = math.prod(shape[a.axis] for a in axes)
     rest = [n for k, n in enumerate(shape) if k not in {a.axis for a in axes}]

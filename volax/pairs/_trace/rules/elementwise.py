@@ -2,11 +2,12 @@
 
 import math
 from fractions import Fraction
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
+from jax.typing import DTypeLike
 
 from volax.pairs._trace.compat import primitives, unlisted
 from volax.pairs._trace.rules.registry import rule, same, shape_of
@@ -20,13 +21,14 @@ from volax.pairs._trace.tape import (
     Value,
     dtype_of,
 )
+from volax.pairs._trace.terms import Term
 from volax.pairs.records import RANDOM
 
 
 def elementwise(tape: Tape, eqn: JaxprEqn, *ins: Value, **law: Unpack[OpArgs]) -> Value:
     """Lines the operands' axes up; rank 0 and size 1 stand for every index."""
     shape = shape_of(eqn)
-    axes: list[Any] = [None] * len(shape)
+    axes: list[Term | None] = [None] * len(shape)
     links = []
     for v in ins:
         link = {}
@@ -146,7 +148,7 @@ def narrowed(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     return elementwise(tape, eqn, x, law="zero", zero="lost")
 
 
-def is_narrow(dtype: Any) -> bool:
+def is_narrow(dtype: DTypeLike) -> bool:
     """Whether a dtype is floating point with fewer than 16 bits."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 16
 
@@ -177,7 +179,7 @@ def convert(tape: Tape, eqn: JaxprEqn, x: Value) -> Value:
     return elementwise(tape, eqn, x, law="zero", known=number)
 
 
-def _cast(number: float | None, to: Any) -> float | None:
+def _cast(number: float | None, to: DTypeLike) -> float | None:
     """A known number in another dtype, as far as the dtype can hold it."""
     if number is None or jnp.issubdtype(to, jnp.complexfloating):
         return None

@@ -1,6 +1,6 @@
 """Reductions, windows, sorts: what they do to the axes they do not run over."""
 
-from typing import Any, Unpack
+from typing import Unpack
 
 from jax import lax
 from jax.extend.core import JaxprEqn
@@ -17,6 +17,7 @@ from volax.pairs._trace.tape import (
     Tape,
     Value,
 )
+from volax.pairs._trace.terms import Term
 
 _OVER = "{} runs over the units"
 
@@ -183,7 +184,7 @@ def gather(tape: Tape, eqn: JaxprEqn, x: Value, index: Value) -> Value:
     filling = _filling(eqn)
     d, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     shape = shape_of(eqn)
-    axes: list[Any] = [None] * len(shape)
+    axes: list[Term | None] = [None] * len(shape)
     links: tuple[dict, dict] = ({}, {})
     places = [i for i in range(len(shape)) if i not in d.offset_dims]
     for k, i in enumerate(places):
@@ -290,7 +291,7 @@ def scatter(tape: Tape, eqn: JaxprEqn, x: Value, index: Value, update: Value) ->
         raise ValueError("a function of the user's is applied to what is written")
     d = eqn.params["dimension_numbers"]
     links: tuple[dict, dict, dict] = ({}, {}, {})
-    axes: list[Any] = [None] * len(x.shape)
+    axes: list[Term | None] = [None] * len(x.shape)
     places = [i for i in range(len(update.shape)) if i not in d.update_window_dims]
     mixed = [(2, len(index.shape) - 1)]
     for k, i in enumerate(places):

@@ -1,7 +1,7 @@
 """Operations that move entries: every axis of the result is some axis of before."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Unpack
 
 from jax.extend.core import JaxprEqn
 
@@ -76,7 +76,9 @@ def reshape(tape: Tape, eqn: JaxprEqn, x: Value, *_: Value) -> Value:
     )
 
 
-def _groups(before: Any, after: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _groups(
+    before: Sequence[int], after: Sequence[int]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The smallest runs of axes, longer than 1, that hold the same entries."""
     old = [k for k, n in enumerate(before) if n != 1]
     new = [k for k, n in enumerate(after) if n != 1]
@@ -99,10 +101,10 @@ def cut(
     tape: Tape,
     eqn: JaxprEqn,
     x: Value,
-    starts: Any,
-    stops: Any,
+    starts: Sequence[int],
+    stops: Sequence[int],
     *,
-    steps: Any = None,
+    steps: Sequence[int] | None = None,
     more: tuple[Value, ...] = (),
     role: Role = "scale",
     gone: tuple[int, ...] = (),
@@ -213,7 +215,7 @@ def stack(tape: Tape, eqn: JaxprEqn, *ins: Value) -> Value:
     """A new axis, one index for each operand."""
     axis = eqn.params["axis"]
     shape = shape_of(eqn)
-    axes: list[Any] = [None] * len(shape)
+    axes: list[Term | None] = [None] * len(shape)
     links = []
     for v in ins:
         link = {}
@@ -229,13 +231,13 @@ def stack(tape: Tape, eqn: JaxprEqn, *ins: Value) -> Value:
     return tape.op(eqn, ins, axes, links, role="bias", known=_all_known(ins))
 
 
-def _all_known(ins: Any) -> float | None:
+def _all_known(ins: Sequence[Value]) -> float | None:
     return ins[0].known if len({v.known for v in ins}) == 1 else None
 
 
-def _joined(tape: Tape, eqn: JaxprEqn, ins: Any, axis: int) -> Value:
+def _joined(tape: Tape, eqn: JaxprEqn, ins: Sequence[Value], axis: int) -> Value:
     shape = shape_of(eqn)
-    axes: list[Any] = [None] * len(shape)
+    axes: list[Term | None] = [None] * len(shape)
     parts, links, offset = [], [], 0
     for v in ins:
         link = {}
