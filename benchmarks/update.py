@@ -45,6 +45,11 @@ def _group(**options: Any) -> Any:
     return _behind(lambda pairs: volax.group_prox(RATE, 1e-3, pairs, **options))
 
 
+def _kept(**options: Any) -> Any:
+    share = volax.cubic_ramp(1.0, 0.25, 0, 1000)
+    return _behind(lambda pairs: volax.keep_units(share, pairs, **options))
+
+
 def _proximal(prox: Any) -> Any:
     return _behind(lambda pairs: volax.proximal(RATE, 0.1, prox))
 
@@ -96,6 +101,9 @@ ROWS = (
     Row("group_prox all", _group(over="all"), 40, 1.90, 1.25),
     Row("group_prox all p=0.5", _group(over="all", p=0.5), 40, 1.90, 1.25),
     Row("group_prox all frozen", _group(over="all", freeze_dead=True), 44, None, None),
+    Row("keep_units", _kept(), 32, 1.90, 1.25),
+    Row("keep_units every 100", _kept(every=100), 28, 1.90, 1.25),
+    Row("keep_units global", _kept(scope="global", every=100), 28, 1.90, 1.25),
 )  # fmt: skip
 VGG = (
     ADAM,

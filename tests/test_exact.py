@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import hypothesis
 import jax
@@ -182,6 +183,33 @@ def test_units_below_the_threshold_are_exactly_zero(x64, p_dtype, u_dtype, over,
         np.testing.assert_array_equal(new["a"], moved)
     else:
         assert np.all(new["a"][:, left == 0] == 0)
+
+
+@every_dtype
+@pytest.mark.parametrize("how", ["eager", "jitted", "fused"])
+@pytest.mark.parametrize("freeze", [True, False])
+def test_units_that_are_not_kept_are_exactly_zero(x64, p_dtype, u_dtype, how, freeze):
+    """The others are what the rest of the chain made them, bit for bit."""
+    shapes = {"a": (4, 16), "b": (16,), "v": (16, 4)}
+    params, updates = (
+        {
+            path: draw(seed + k, *[dtype] * 2, size=math.prod(shape))[0].reshape(shape)
+            for k, (path, shape) in enumerate(shapes.items())
+        }
+        for seed, dtype in ((0, p_dtype), (10, u_dtype))
+    )
+    pair = volax.pair("a", "v", bias="b")
+    new = apply(volax.keep_units(0.5, pair, freeze=freeze), params, updates, how)
+    plain = apply(optax.identity(), params, updates, how)
+    gone = np.all(exact(new["v"]) == 0, axis=1)
+    assert gone.sum() == 8
+    for path, units in (("a", 1), ("b", 0), ("v", 0)):
+        zeroed = gone if freeze or path == "v" else np.zeros(16, bool)
+        ours, theirs = (
+            np.moveaxis(exact(tree[path]), units, 0) for tree in (new, plain)
+        )
+        assert np.all(ours[zeroed] == 0)
+        np.testing.assert_array_equal(ours[~zeroed], theirs[~zeroed])
 
 
 @every_dtype

@@ -70,16 +70,6 @@ def in_numpy(params, steps, shares):
     w = {k: np.asarray(v, np.float64) for k, v in _paths.named_leaves(params).items()}
     alive = [np.ones(12, bool), np.ones(9, bool)]
     for grads, share in zip(steps, shares):
-        for path, g in _paths.named_leaves(grads).items():
-            w[path] = w[path] - 0.1 * np.asarray(g, np.float64)
-
-        def zeroed():
-            for k, live in enumerate(alive, 1):
-                w[f"l{k}/kernel"][:, ~live] = 0
-                w[f"l{k}/bias"][~live] = 0
-                w[f"l{k + 1}/kernel"][~live] = 0
-
-        zeroed()
         worth = [
             np.linalg.norm(w[f"l{k}/kernel"], axis=0)
             * np.linalg.norm(w[f"l{k + 1}/kernel"], axis=1)
@@ -89,7 +79,12 @@ def in_numpy(params, steps, shares):
             order = sorted(range(len(score)), key=lambda i: (-score[i], i))
             stays = set(order[: math.ceil(share * len(score) - 1e-9)])
             alive[k] = np.array([a and i in stays for i, a in enumerate(alive[k])])
-        zeroed()
+        for path, g in _paths.named_leaves(grads).items():
+            w[path] = w[path] - 0.1 * np.asarray(g, np.float64)
+        for k, live in enumerate(alive, 1):
+            w[f"l{k}/kernel"][:, ~live] = 0
+            w[f"l{k}/bias"][~live] = 0
+            w[f"l{k + 1}/kernel"][~live] = 0
     return w, alive
 
 

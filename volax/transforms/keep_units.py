@@ -96,9 +96,10 @@ def keep_units(
 
     With ``freeze`` a unit that was removed never comes back: all its weights are zero
     from then on, whatever momentum says, and training is exactly that of the compacted
-    model with an optimizer that acts on each weight by itself. Without it only the
-    outgoing weights are zero: a gradient may bring them back, and each selection starts
-    from all units.
+    model with an optimizer that acts on each weight by itself. The units are ranked by
+    their weights before the step. Without it only the outgoing weights are zero: a
+    gradient may bring them back, and each selection starts from all units, ranked by
+    their weights after the step.
 
     Units of a group with several indices (layers of a stack, channels of heads) are
     chosen row by row, as many in each, as ``compact`` cuts them. Groups that cannot be
@@ -213,8 +214,12 @@ def keep_units(
                 scores[k] = score_decay * scores[k] + (1 - score_decay) * change
 
         def selected(alive: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            now = {path: wide(leaf) for path, leaf in after.items()}
-            now = _zeroed(now, found, alive) if freeze else now
+            # What was removed is zero before the step as well, and these arrays are in
+            # memory already: those after the step would have to be written for it.
+            now = {
+                path: wide(leaf.before if freeze else leaf.after)
+                for path, leaf in weights.items()
+            }
             choice = [alive[k] if freeze else alive[k] | True for k in found]
             worth = [
                 scores[k] if score == "taylor" else rank(g, now)
