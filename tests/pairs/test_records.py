@@ -97,3 +97,19 @@ def test_json_keeps_what_is_open_beside_known_sizes():
     (again,) = Groups.from_json(Groups((record,)).to_json())
     assert again == record
     assert type(again) is Written
+
+
+@pytest.mark.parametrize(
+    ("make", "leaves"),
+    [
+        (lambda record: volax.path_prox(0.1, 0.1, record), LEAVES),
+        (lambda record: volax.group_prox(0.1, 0.1, record), WITH_GATE),
+        (lambda record: volax.keep_units(0.5, record), WITH_GATE),
+    ],
+    ids=["path_prox", "group_prox", "keep_units"],
+)
+def test_a_transformation_asks_only_for_what_it_touches(make, leaves):
+    """The tree of an optimizer holds no statistics, so a record may leave them open."""
+    tx = make(NORMED)
+    updates, _ = tx.update(leaves, tx.init(leaves), leaves)
+    assert updates.keys() == leaves.keys()

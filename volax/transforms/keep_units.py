@@ -4,6 +4,7 @@ w <- w where the unit is among the k of the largest score, else 0, for every wei
 a unit; k follows from a share that may be a schedule.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -272,7 +273,8 @@ def _everything(group: Written, leaves: dict[str, Any]) -> jax.Array:
     if OPEN in sizes:
         there = [hasattr(leaves.get(m.path), "shape") for m in group.members]
         fits = all(there)
-        sizes = group.fit(leaves, "keep_units").sizes if fits else (1,) * len(sizes)
+        bare = dataclasses.replace(group, fixed=(), states=())
+        sizes = bare.fit(leaves, "keep_units").sizes if fits else (1,) * len(sizes)
     return _select.everything(sizes, leaves.get(group.producers[0].path))
 
 
