@@ -175,7 +175,9 @@ def _trained(
     return nnx.merge(graph, params), state
 
 
-def _epoch(graph: nnx.GraphDef, tx: optax.GradientTransformation) -> Callable[..., Any]:
+def _epoch(
+    graph: nnx.GraphDef, tx: optax.GradientTransformation, batch: int = _BATCH
+) -> Callable[..., Any]:
     """One compiled epoch."""
 
     def loss(params, images, labels):
@@ -184,7 +186,7 @@ def _epoch(graph: nnx.GraphDef, tx: optax.GradientTransformation) -> Callable[..
 
     @jax.jit
     def epoch(params, state, data, key):
-        count = len(data.train_labels) // _BATCH * _BATCH
+        count = len(data.train_labels) // batch * batch
         order = jax.random.permutation(key, len(data.train_labels))[:count]
 
         def step(carry, rows):
@@ -195,7 +197,7 @@ def _epoch(graph: nnx.GraphDef, tx: optax.GradientTransformation) -> Callable[..
             updates, state = tx.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), None
 
-        return jax.lax.scan(step, (params, state), order.reshape(-1, _BATCH))[0]
+        return jax.lax.scan(step, (params, state), order.reshape(-1, batch))[0]
 
     return lambda params, state, data, key: epoch(
         params, state, jax.tree.map(jnp.asarray, data), key
