@@ -217,7 +217,7 @@ def _from_collections(given: Traceable) -> Traceable:
 
 
 @contextlib.contextmanager
-def sizes_from_arrays(fields: Mapping[int, int]) -> Iterator[list[str]]:
+def sizes_from_arrays(fields: Mapping[int, int]) -> Iterator[list[set[int]]]:
     """Lets Linen and Haiku layers run on arrays of other sizes than they declare.
 
     Only calls in this thread and under this context are changed, by the interceptors
@@ -228,9 +228,9 @@ def sizes_from_arrays(fields: Mapping[int, int]) -> Iterator[list[str]]:
         to hold instead.
 
     Yields:
-      A list that names each library whose layers were called.
+      A list that gets the numbers in the fields of each layer that is called.
     """
-    called: list[str] = []
+    called: list[set[int]] = []
     with contextlib.ExitStack() as stack:
         if (linen := _loaded("flax.linen")) is not None:
             layers = functools.partial(_linen_layer, linen, called, fields)
@@ -243,7 +243,7 @@ def sizes_from_arrays(fields: Mapping[int, int]) -> Iterator[list[str]]:
 
 def _linen_layer(
     linen: Library,
-    called: list[str],
+    called: list[set[int]],
     fields: Mapping[int, int],
     call: Function,
     args: tuple[Tree, ...],
@@ -256,8 +256,8 @@ def _linen_layer(
     of ``fields``. A convolution's kernel is ``[*window, in / groups, out]``, so that
     the channels of its input tell how many groups there are.
     """
-    called.append("linen")
     layer = context.module
+    called.append(_numbers(layer))
 
     def param(name: str, init: Function, *init_args: Tree, **more: Tree) -> Tree:
         if layer.has_variable("params", name):
@@ -284,7 +284,7 @@ def _linen_layer(
 
 def _haiku_layer(
     haiku: Library,
-    called: list[str],
+    called: list[set[int]],
     fields: Mapping[int, int],
     call: Function,
     args: tuple[Tree, ...],
@@ -296,10 +296,10 @@ def _haiku_layer(
     That is ``[in, out]`` in a linear layer, ``[*window, in / groups, out]`` in a
     convolution and ``[*window, out, in]`` in a transposed one.
     """
-    called.append("haiku")
+    layer = context.module
+    called.append(_numbers(layer))
     if context.method_name != "__call__":
         return call(*args, **kwargs)
-    layer = context.module
     new = _other_sizes(layer, fields)
     kernel = haiku.get_params().get(layer.module_name, {}).get("w")
     if kernel is not None:
@@ -315,18 +315,36 @@ def _haiku_layer(
         return call(*args, **kwargs)
 
 
+def _numbers(layer: Module) -> set[int]:
+    """The numbers that the fields of a user's layer hold, alone and in tuples."""
+
+    def inside(held: object) -> Iterator[int]:
+        if isinstance(held, tuple):
+            for part in held:
+                yield from inside(part)
+        elif type(held) is int:
+            yield held
+
+    return {n for held in _fields(layer).values() for n in inside(held)}
+
+
 def _other_sizes(layer: Module, sizes: Mapping[int, int]) -> dict[str, object]:
     """The fields of a user's layer that hold one of these sizes, with the others."""
-    if type(layer).__module__.startswith(("flax.", "haiku.")):
-        return {}  # the layers of both libraries get theirs from their arrays
 
     def other(held: object) -> object:
         if isinstance(held, tuple):
             return tuple(map(other, held))
         return sizes.get(held, held) if type(held) is int else held
 
+    return {k: other(v) for k, v in _fields(layer).items()}
+
+
+def _fields(layer: Module) -> dict[str, object]:
+    """The fields of a user's layer that hold integers or tuples."""
+    if type(layer).__module__.startswith(("flax.", "haiku.")):
+        return {}  # the layers of both libraries get theirs from their arrays
     plain = {k: v for k, v in vars(layer).items() if isinstance(v, int | tuple)}
-    return {k: other(v) for k, v in plain.items() if not k.startswith("_")}
+    return {k: v for k, v in plain.items() if not k.startswith("_")}
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ units are traced with more units instead, because JAX treats an axis of size 1 a
 that is broadcast, and so are narrow groups of which there are too many to differ. On an
 explicit mesh the units of a sharded axis come and go by as many as it has devices.
 
-Where the programs differ, the groups that are alike are tried by themselves, and halved
-until those that cause it are alone, or all of them do.
+Where the programs differ, the groups are halved, and halved again, until what is left
+is the same, or those that cause it are alone; groups that are alike stay together as
+long as all of them do. Then what was the same is put together again.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,7 @@ from volax.pairs._trace.tape import Read, Value
 from volax.pairs._trace.terms import Term
 from volax.pairs.records import Group
 
+_T = TypeVar("_T")
 _TRIALS = 32  # sets of groups that are tried before a set is named as a whole
 _MORE = 400  # fewer units than this are added where groups are concatenated
 
@@ -166,6 +168,12 @@ def _apart(a: int, a_less: tuple[int, int], b: int, b_less: tuple[int, int]) -> 
     return any(abs(x * b - y * a) >= max(a, b) for x, y in zip(a_less, b_less))
 
 
+def _halves(some: list[_T]) -> list[list[_T]]:
+    """The first and the second half of a list."""
+    half = len(some) // 2
+    return [some[:half], some[half:]]
+
+
 def _rounded(missed: tuple[int, int]) -> bool:
     return max(map(abs, missed)) < 2
 
@@ -198,6 +206,7 @@ class _Trials:
         self.program = program
         self.leaves = leaves
         self.declared = False
+        self.held: set[int] | None = None  # numbers in the fields of the user's modules
         self.done: dict[frozenset[int], Difference | None] = {}
         given = program.given
         self.flat, self.tree = jax.tree.flatten((given.params, *given.inputs))
@@ -222,30 +231,39 @@ class _Trials:
         if not everything or self._tried(everything) is None:
             return {}
         found: dict[int, Difference] = {}
-        passed: list[list[int]] = []
-        waiting = self.alike[::-1]
+        passed: list[list[list[int]]] = []
+        waiting = [self.alike]
         trials = 0
         while waiting:
-            some = waiting.pop()
+            sets = waiting.pop()
+            some = [k for part in sets for k in part]
             why = self._tried(some)
-            trials += 1
-            half = len(some) // 2
             if why is None:
-                passed.append(some)
-            elif not half or trials > _TRIALS or self._each(some[0], some[-1]):
-                found |= dict.fromkeys(some, why)
-            else:
-                waiting += [some[half:], some[:half]]
+                passed.append(sets)
+                continue
+            halves = _halves(sets)
+            if len(sets) == 1:
+                trials += 1
+                halves = [[half] for half in _halves(some)]
+                if len(some) == 1 or trials > _TRIALS or self._each(some[0], some[-1]):
+                    found |= dict.fromkeys(some, why)
+                    continue
+            waiting += halves[::-1]
         if not passed and (always := self._tried([])) is not None:
             return dict.fromkeys(everything, always)
         # A number may depend on two widths and change only where both do.
         together: list[int] = []
-        for some in passed if len(passed) > 1 else ():
+        waiting = passed[::-1] if len(passed) > 1 else []
+        while waiting:
+            sets = waiting.pop()
+            some = [k for part in sets for k in part]
             why = self._tried(together + some)
             if why is None:
                 together += some
-            else:
+            elif len(sets) == 1:
                 found |= dict.fromkeys(some, why)
+            else:
+                waiting += _halves(sets)[::-1]
         return found
 
     def with_fields(self, blamed: Mapping[int, Difference]) -> dict[int, Difference]:
@@ -255,9 +273,11 @@ class _Trials:
         counts, and a program that is the same is proven, but nothing else is said.
         """
         found = {k: why for k, why in blamed.items() if why.numbers}
-        left = [[k for k in some if k not in found] for some in self.alike]
+        # Where no field holds the size, this would be one more trace as before.
+        asked = [k in blamed or self._in_a_field(k) for k in range(len(self.leaves))]
+        left = [[k for k in some if k not in found and asked[k]] for some in self.alike]
         left = [some for some in left if some]
-        whole = self._followed([k for some in left for k in some])
+        whole = self._followed([k for some in left for k in some]) if left else None
         for some in left if whole is not None else ():
             why = whole if len(left) == 1 else self._followed(some)
             if why is not None and why.numbers:
@@ -265,6 +285,10 @@ class _Trials:
             elif why is not None:
                 found |= {k: blamed[k] for k in some if k in blamed}
         return found
+
+    def _in_a_field(self, k: int) -> bool:
+        """Whether a field of a user's module holds the size of a group, if known."""
+        return self.held is None or self.leaves[k].size in self.held
 
     def _followed(self, some: Sequence[int]) -> Difference | None:
         # Groups of one size get one size, as a field may be read by any of them.
@@ -326,7 +350,10 @@ class _Trials:
         finally:
             self.declared |= bool(declared)
         walk = Walk(new, text, iter(program.reads))
-        return walk.compared(program.closed, closed)
+        why = walk.compared(program.closed, closed)
+        if why is None:  # the same program, so all its modules were called
+            self.held = set().union(*declared)
+        return why
 
 
 def _resized(leaf: Any, shape: tuple[int, ...]) -> Any:
