@@ -61,6 +61,8 @@ def refitted(group: Group, cut: Group, gone: Drops) -> Group:
     Raises:
       Overlap: units of ``cut`` are units of ``group`` too, but not in all its arrays.
     """
+    if not any(m.path in gone for role in _ROLES for m in getattr(group, role)):
+        return group
     sizes: dict[int, int] = {}
     made = {
         role: tuple(
