@@ -1,7 +1,8 @@
 """One table of every transformation and alias, for the conformance tests."""
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ PAIR = volax.pair("l1/kernel", "l2/kernel", bias="l1/bias")
 Tree = Any  # Optax's type for trees has no entries that a test could read.
 
 
-class Case(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
     """A factory with its arguments, in ``kwargs`` so that they can be injected."""
 
     factory: Any
@@ -167,3 +169,13 @@ def train(tx, tree, steps, state=None) -> tuple[Tree, Tree]:
         updates, state = tx.update(g, state, tree)
         tree = optax.apply_updates(tree, updates)
     return tree, state
+
+
+@functools.cache
+def _trained(case):
+    return train(case.optimizer(), params(), grads())[0]
+
+
+def trained(case) -> Tree:
+    """What ``params()`` become in the five steps of ``grads()``, each case run once."""
+    return jax.tree.map(lambda x: x, _trained(case))

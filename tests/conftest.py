@@ -1,5 +1,6 @@
 """What all tests share: eight simulated devices, and what has been compiled."""
 
+import gc
 import os
 import tempfile
 
@@ -13,6 +14,15 @@ KEEP_ALL = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
+
+
+gc.disable()  # while modules are imported and tests collected: they all stay
+
+
+def pytest_collection_finish():
+    """Leaves what is imported by now out of the garbage collections to come."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config):

@@ -16,7 +16,7 @@ from flax import nnx
 
 import volax
 from tests import cases
-from tests.cases import CASES, grads, params, train
+from tests.cases import CASES, grads, params, train, trained
 from volax import _paths
 from volax._paths import named_leaves
 
@@ -66,7 +66,7 @@ def test_unknown_extra_arguments_are_ignored_bare_and_chained(case):
 
 @every_case
 def test_it_does_something(case):
-    tree, _ = train(case.optimizer(), params(), grads())
+    tree = trained(case)
     plain, _ = train(optax.sgd(0.1), params(), grads())
     assert differs(tree, plain)
 
@@ -94,7 +94,7 @@ def test_partition(case):
     tx = optax.partition({"ours": case.optimizer(), "theirs": optax.sgd(0.1)}, labels)
     tree, _ = train(tx, params(), grads())
     plain, _ = train(optax.sgd(0.1), params(), grads())
-    ours, _ = train(case.optimizer(), params(), grads())
+    ours = trained(case)
     chex.assert_trees_all_equal(tree["l2"]["bias"], plain["l2"]["bias"])
     chex.assert_trees_all_equal(tree["l1"], ours["l1"])
     chex.assert_trees_all_equal(tree["l2"]["kernel"], ours["l2"]["kernel"])
@@ -109,7 +109,7 @@ def test_inject_hyperparams_changes_nothing(case):
     assert given or not any(isinstance(v, float) for v in case.kwargs.values())
     tx = injected if case.alone else optax.chain(optax.sgd(0.1), injected)
     actual, _ = train(tx, params(), grads())
-    expected, _ = train(case.optimizer(), params(), grads())
+    expected = trained(case)
     assert_close(actual, expected)
 
 
@@ -129,7 +129,7 @@ def test_injected_schedules_equal_our_own(case):
         )
         tx = injected if case.alone else optax.chain(optax.sgd(0.1), injected)
         assert_close(train(tx, params(), grads())[0], own, ulp=32)
-        assert differs(own, train(case.optimizer(), params(), grads())[0])
+        assert differs(own, trained(case))
 
 
 @every_case
@@ -165,7 +165,7 @@ def test_apply_if_finite_skips_a_bad_step(case):
     tx = optax.apply_if_finite(case.optimizer(), max_consecutive_errors=3)
     bad = jax.tree.map(lambda x: x * jnp.nan, grads()[0])
     tree, _ = train(tx, params(), [bad, *grads()])
-    assert_close(tree, train(case.optimizer(), params(), grads())[0])
+    assert_close(tree, trained(case))
 
 
 @every_case
@@ -458,7 +458,7 @@ def test_linen_trees(case):
     x = jnp.ones((1, 3))
     variables = Linen().init(jax.random.key(0), x)
     chex.assert_trees_all_equal_shapes(variables["params"], params())
-    expected, _ = train(case.optimizer(), params(), grads())
+    expected = trained(case)
     actual, _ = train(
         case.optimizer(), {"params": params()}, [{"params": g} for g in grads()]
     )
@@ -476,7 +476,7 @@ def test_nnx_optimizer(case):
         g_state = nnx.state(model, nnx.Param)
         nnx.replace_by_pure_dict(g_state, g)
         optimizer.update(model, g_state)
-    expected, _ = train(case.optimizer(), params(), grads())
+    expected = trained(case)
     actual = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     assert_close(actual, expected)
 
@@ -486,7 +486,7 @@ def test_equinox_trees(case):
     def module(tree):
         return Equinox(Layer(**tree["l1"]), Layer(**tree["l2"]))
 
-    expected, _ = train(case.optimizer(), params(), grads())
+    expected = trained(case)
     actual, _ = train(case.optimizer(), module(params()), map(module, grads()))
     chex.assert_trees_all_equal(actual, module(expected))
 

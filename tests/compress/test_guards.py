@@ -13,7 +13,7 @@ import volax
 
 
 def normal(seed, shape):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
 X = normal(9, (5, 6))

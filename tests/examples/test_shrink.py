@@ -2,16 +2,27 @@
 
 import json
 
+import jax
 import pytest
 
 from volax.compress import load
 from volax.examples import shrink
 
 
+@pytest.fixture
+def full_compilation(quick_compilation):
+    """Compiles with all optimizations."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.mark.parametrize(
     ("kind", "strength", "epochs"), [("mlp", 0.2, "4"), ("cnn", 0.4, "3")]
 )
-def test_the_whole_path(kind, strength, epochs, tmp_path, capsys, monkeypatch):
+def test_the_whole_path(kind, strength, epochs, tmp_path, capsys, monkeypatch, request):
+    if kind == "cnn":  # convolutions that are not optimized run longer than they save
+        request.getfixturevalue("full_compilation")
     monkeypatch.setitem(shrink._SETTINGS, kind, (0.1, strength))
     argv = [
         "--model",

@@ -4,6 +4,7 @@ import equinox as eqx
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -132,10 +133,11 @@ def haiku_mlp(x):
 
 
 def normal(key, **shapes):
-    keys = jax.random.split(key, len(shapes))
+    with jax.ensure_compile_time_eval():
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     return {
-        name: jax.random.normal(k, shape, jnp.float32) / 3
-        for k, (name, shape) in zip(keys, shapes.items())
+        name: jnp.asarray(rng.standard_normal(shape, np.float32) / 3)
+        for name, shape in shapes.items()
     }
 
 
