@@ -609,3 +609,19 @@ def test_the_groups_of_a_file_keep_their_constants():
     groups = volax.find_groups(fn, dying(), X)
     again = volax.pairs.Groups.from_json(groups.to_json())
     assert again[0].constants == groups[0].constants != ()
+
+
+def test_groups_that_change_nothing_are_traced_together():
+    sizes = [3, *range(20, 36), 2]
+    params = [jax.ShapeDtypeStruct(s, jnp.float32) for s in itertools.pairwise(sizes)]
+    calls = []
+
+    def fn(params, x):
+        calls.append(x)
+        for k, w in enumerate(params):
+            x = jax.nn.relu(x @ w) / (w.shape[1] if k == 5 else 1.0)
+        return x
+
+    groups = volax.find_groups(fn, params, jnp.ones((2, 3)))
+    assert [k for k, group in enumerate(groups) if group.constants] == [5]
+    assert len(calls) < 30  # each of the 16 by itself takes two
