@@ -59,7 +59,9 @@ def _first(strength: float, **options: Any) -> Row:
 
 ROWS = {
     "adam": Row(),
-    "adam, small": Row(size=Size(units=80, channels=5)),
+    "adam, 80 units, 5 channels": Row(size=Size(units=80, channels=5)),
+    "adam, 60 units, 4 channels": Row(size=Size(units=60, channels=4)),
+    "adam, 21 units, 2 channels": Row(size=Size(units=21, channels=2)),
     "consumers, 0.1": _groups(0.1),
     "consumers, 0.3": _groups(0.3),
     "consumers, p=0.5, 0.05": _groups(0.05, p=0.5),

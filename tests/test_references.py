@@ -196,6 +196,25 @@ def test_group_prox_equals_its_definition(x64, layout, over, p):
     assert_equal_in_float64(tx, rule, shapes, reference.Adam())
 
 
+@pytest.mark.parametrize("width", [1, 3, 8])
+def test_overlapping_groups_go_by_their_size_then_in_order(x64, width):
+    """A unit of the first group has 9 weights, one of the second 6 + width."""
+    shapes = {"k1": (4, 6), "k2": (6, 5), "k3": (5, width)}
+    pairs = [volax.pair("k1", "k2"), volax.pair("k2", "k3")]
+
+    def rule(before, w, lr):
+        sides = [
+            [[(w["k1"], (ALL, j)), (w["k2"], j)] for j in range(6)],
+            [[(w["k2"], (ALL, j)), (w["k3"], j)] for j in range(5)],
+        ]
+        for units in sides if width >= 3 else reversed(sides):
+            reference.group_prox(units, lr, 1)
+
+    prox = volax.group_prox(exact_schedule, 1.0, pairs, over="all")
+    tx = optax.chain(optax.sgd(exact_schedule), prox)
+    assert_equal_in_float64(tx, rule, shapes, reference.Sgd())
+
+
 @pytest.mark.parametrize("normalize", ["rescale", "project"])
 def test_chained_pairs_are_applied_in_order(x64, normalize):
     shapes = {"k1": (4, 6), "k2": (6, 5), "k3": (5, 3)}
