@@ -73,8 +73,10 @@ def group_prox(
     useful units alone is too weak to hold the others at zero against the noise of their
     gradients, and a stronger one takes many of both. At $p = 1/2$ large units feel
     little, and a dead one has to reach $r = \frac{3}{2} (\eta \lambda)^{2/3}$ in one
-    step to come back: none did, and ``freeze_dead`` changed nothing. With
-    ``over="consumers"`` producers grow against the penalty, and units die late.
+    step to come back: none did, and ``freeze_dead`` changed nothing. It pays where a
+    schedule takes the strength to zero for the last part of the training, in which the
+    units that stay recover from the shrinkage. With ``over="consumers"`` producers grow
+    against the penalty: nothing dies, or nearly everything.
 
     On a mesh every weight keeps its sharding, and the devices exchange vectors with a
     number a unit. Inside a ``shard_map`` norms are those of the parts that a device
