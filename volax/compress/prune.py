@@ -82,10 +82,8 @@ def kill(
       ratio: in [0, 1), what goes. With ``scope="layer"`` of the units of each group,
         rounded down; with ``"global"`` of the multiply-adds of the whole model, rounded
         up.
-      scope: ``"layer"`` compares units within their group. ``"global"`` takes first
-        what costs most for the least score: scores count as parts of their group's mean
-        and are divided by the multiply-adds that the unit costs, which are those that
-        the search counted; of groups written by hand one for each weight of a matrix.
+      scope: ``"layer"`` compares units within their group. ``"global"`` takes units
+        of all groups, as in :func:`volax.keep_units`.
       how: as in :func:`score`.
       grads: as in :func:`score`.
       round_to: as many units stay as a multiple of this, or all.
@@ -109,7 +107,7 @@ def kill(
 
     References:
       Fang et al., `DepGraph <https://arxiv.org/abs/2301.12900>`_, 2023, normalise
-      scores by the group's mean; dividing by what a unit costs is ours.
+      scores by the group's mean; the rule of ``"global"`` is ours.
     """
     if not isinstance(ratio, int | float) or not 0 <= ratio < 1:
         raise ValueError(f"kill: ratio must be a number in [0, 1), got {ratio!r}")

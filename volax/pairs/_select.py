@@ -69,10 +69,18 @@ def counts_within(
     """How many units of each group stay, so that a share of the cost is left at most.
 
     The units of a group are ranked row by row, and those of one rank go together. What
-    they are worth is the mean of their scores, as a part of the mean over the group's
-    living units (scores of different layers are not comparable as they are), by what
-    is saved without them where the model stands. The units that are worth least go
-    first: how many is found by bisection, with the exact cost at each count.
+    they are worth is their score as a part of the sum over them and all that rank above
+    them. The units that are worth least go first: how many is found by bisection, with
+    the exact cost at each count.
+
+    Scores of different layers are not comparable as they are. A chain of layers is
+    worth what each of them hands on, so its logarithm is a sum over layers of log(sum
+    of the scores that are left), and the part above is what that loses to first order.
+    Parts of the mean over the layer, a plain sum, would not see that the last units of
+    a layer are worth more than the first, and would empty layers. What a unit costs is
+    not held against its worth: with three layers of 512 on MNIST that left [34, 106,
+    241] at 97.6 % of the test images, and this [63, 66, 68] of as many multiply-adds at
+    98.2 %.
 
     Args:
       share: of the cost of the whole model, in [0, 1].
@@ -89,7 +97,7 @@ def counts_within(
     limit = jnp.asarray(share, float) * (1 + _SLACK)
 
     saved = jax.grad(cost.share)([n.astype(float) for n in living])
-    worth = [_worth(*each) for each in zip(scores, alive, living, saved)]
+    worth = [_worth(*each) for each in zip(scores, alive, saved)]
     # Ascending, so that of equally worthy units of a group the later ones go first.
     joined = jnp.concatenate([w[::-1] for w in worth])
     places = jnp.argsort(jnp.argsort(joined, stable=True))
@@ -117,19 +125,17 @@ def counts_within(
     return staying(jax.lax.fori_loop(0, steps, halved, bounds)[1])
 
 
-def _worth(
-    scores: jax.Array, alive: jax.Array, living: jax.Array, saved: jax.Array
-) -> jax.Array:
+def _worth(scores: jax.Array, alive: jax.Array, saved: jax.Array) -> jax.Array:
     """What the units of each rank are worth, largest first, ``[units of a row]``."""
     scores = scores.astype(float)
     largest = jnp.finfo(scores.dtype).max
     finite = jnp.minimum(_lowered(scores, alive), largest / scores.size)
     rows = -jnp.sort(-finite.reshape(-1, finite.shape[-1]), axis=-1)
     ranked = rows.mean(axis=0)
-    mean = jnp.sum(jnp.where(ranked > 0, ranked, 0)) / living.astype(float)
-    worth = ranked / jnp.where(mean > 0, mean, 1)
+    above = jnp.cumsum(jnp.maximum(ranked, 0))
+    worth = ranked / jnp.where(above > 0, above, 1)
     # Units without which nothing is saved stay.
-    return jnp.where(saved > 0, worth / jnp.where(saved > 0, saved, 1), jnp.inf)
+    return jnp.where(saved > 0, worth, jnp.inf)
 
 
 def check_reachable(

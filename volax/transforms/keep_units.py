@@ -115,11 +115,11 @@ def keep_units(
         the whole model.
       groups: from ``find_groups``, ``find_pairs`` or :func:`volax.pair`. They may
         overlap, as a head and its channels.
-      scope: ``"layer"`` compares units within their group. ``"global"`` takes first
-        what costs most for the least score: scores count as parts of their group's mean
-        and are divided by the multiply-adds that the unit costs where the model stands.
-        These are those that the search counted; of groups written by hand one for each
-        weight of a matrix.
+      scope: ``"layer"`` compares units within their group. ``"global"`` takes units
+        of all groups, until so many multiply-adds are left: first those whose score is
+        the least part of the sum over the unit and all of its group that rank above it,
+        so that no layer is emptied. The multiply-adds are those that the search
+        counted; of groups written by hand one for each weight of a matrix.
       score: ``"path_norm"`` is the norm of a unit's incoming times that of its outgoing
         weights; of a group that is no pair, what stands between (the kernel before a
         batch norm, a gate) counts as incoming. ``"consumers"`` is the norm of the
@@ -159,7 +159,7 @@ def keep_units(
       2017, for the ramp. Molchanov et al., `Importance estimation for neural network
       pruning <https://arxiv.org/abs/1906.10771>`_, 2019, for ``"taylor"``. Fang et al.,
       `DepGraph <https://arxiv.org/abs/2301.12900>`_, 2023, normalise scores by the
-      group's mean; dividing by what a unit costs is ours.
+      group's mean, which empties layers; the rule of ``"global"`` is ours.
     """
     _hyperparams.check("keep_units", "share", share, high=1.0)
     _hyperparams.check("keep_units", "score_decay", score_decay)
