@@ -29,7 +29,9 @@ from benchmarks import machine
 from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.models import MLP
 
-BATCH, RATE, TUNING_RATE = 128, 1e-3, 5e-4
+BATCH = 128
+_RAMP = 0.4  # of the epochs, until the last unit that is to go is gone
+_SELECTIONS = 20  # an epoch
 
 
 class CNN(nnx.Module):
@@ -81,8 +83,8 @@ NETS = {
 class Study:
     """Training of one network with one seed."""
 
-    def __init__(self, net: Net, data: Dataset, seed: int):
-        self.net, self.seed = net, seed
+    def __init__(self, net: Net, data: Dataset, seed: int, rate: float):
+        self.net, self.seed, self.rate = net, seed, rate
         self.data = jax.device_put(data)
         self.steps = len(data.train_labels) // BATCH  # of an epoch
         self.pixels = data.train_images.shape[1]
@@ -94,8 +96,15 @@ class Study:
     def groups(self, model: nnx.Module) -> volax.pairs.Groups:
         return volax.find_groups(model, *self.inputs)
 
-    def cosine(self, rate: float, epochs: int) -> optax.Schedule:
-        return optax.cosine_decay_schedule(rate, epochs * self.steps)
+    def cosine(
+        self, epochs: int, *, constant: int = 0, factor: float = 1
+    ) -> optax.Schedule:
+        """The study's rate in the first steps, then a cosine to 0 after all epochs."""
+        rate = factor * self.rate
+        falling = optax.cosine_decay_schedule(rate, epochs * self.steps - constant)
+        return optax.join_schedules(
+            [optax.constant_schedule(rate), falling], [constant]
+        )
 
     def fit(
         self,
@@ -164,13 +173,40 @@ def _epoch(
 def small(study: Study, target: tuple[int, ...]) -> nnx.Module:
     """Trained small from the start."""
     epochs = study.net.epochs
-    tx = optax.adam(study.cosine(RATE, epochs))
+    tx = optax.adam(study.cosine(epochs))
     return study.fit(study.model(target), tx, range(epochs))[0]
 
 
+def magnitude(study: Study, target: tuple[int, ...]) -> nnx.Module:
+    """Trained large, the units of smallest path norm killed, fine-tuned."""
+    epochs, first = study.net.epochs, math.ceil(0.6 * study.net.epochs)
+    model = study.model(study.net.widths)
+    groups = study.groups(model)
+    tx = optax.adam(study.cosine(first))
+    model, _ = study.fit(model, tx, range(first))
+    for group, count in zip(groups, target):
+        model = volax.kill(model, [group], 1 - count / group.size)
+    return _tuned(study, _compacted(model, groups), range(first, epochs))
+
+
+def keep_units(study: Study, target: tuple[int, ...]) -> nnx.Module:
+    """The units of largest path norm, fewer and fewer, at a constant rate first."""
+    epochs = study.net.epochs
+    model = study.model(study.net.widths)
+    groups = study.groups(model)
+    ramp = round(_RAMP * epochs * study.steps)
+    every = max(study.steps // _SELECTIONS, 1)
+    chain = [optax.adam(study.cosine(epochs, constant=ramp))]
+    for group, count in zip(groups, target):
+        share = volax.cubic_ramp(1.0, count / group.size, 0, ramp)
+        chain.append(volax.keep_units(share, [group], every=every))
+    model, _ = study.fit(model, optax.chain(*chain), range(epochs))
+    return _compacted(model, groups)
+
+
 def _tuned(study: Study, model: nnx.Module, epochs: range) -> nnx.Module:
-    """Fine-tuned with plain Adam."""
-    tx = optax.adam(study.cosine(TUNING_RATE, len(epochs)))
+    """Fine-tuned with plain Adam at half the rate."""
+    tx = optax.adam(study.cosine(len(epochs), factor=0.5))
     return study.fit(model, tx, epochs)[0]
 
 
@@ -185,7 +221,7 @@ def _regularized(
     epochs, first = study.net.epochs, math.ceil(0.75 * study.net.epochs)
     model = study.model(study.net.widths)
     groups = study.groups(model)
-    tx = make(study.cosine(RATE, first), groups)
+    tx = make(study.cosine(first), groups)
     model, _ = study.fit(model, tx, range(first))
     return _tuned(study, _compacted(model, groups), range(first, epochs))
 
@@ -208,13 +244,17 @@ def _lp(study: Study, strength: float) -> nnx.Module:
 METHODS = {
     "small": Method(small),
     "plain": Method(lambda study, _: small(study, study.net.widths), ("",)),
+    "magnitude": Method(magnitude),
+    "keep_units": Method(keep_units),
     "lp_decay": Method(_lp, (3e-4, 1e-3, 3e-3)),
 }
 
 
-def measure(name: str, method: str, setting: Any, seed: int, data: Dataset) -> dict:
+def measure(
+    name: str, method: str, setting: Any, seed: int, rate: float, data: Dataset
+) -> dict[str, Any]:
     """One run: what is left, how good it is, and how long it took."""
-    study = Study(NETS[name], data, seed)
+    study = Study(NETS[name], data, seed, rate)
     began = time.perf_counter()
     model = METHODS[method].train(study, setting)
     seconds = time.perf_counter() - began
@@ -224,6 +264,7 @@ def measure(name: str, method: str, setting: Any, seed: int, data: Dataset) -> d
         "method": method,
         "setting": setting,
         "seed": seed,
+        "rate": rate,
         "accuracy": study.accuracy(model),
         "units": [group.size for group in study.groups(model)],
         "multiply_adds": found.multiply_adds,
@@ -233,9 +274,14 @@ def measure(name: str, method: str, setting: Any, seed: int, data: Dataset) -> d
 
 def table(rows: Iterable[dict]) -> str:
     """A Markdown table: each setting's mean over its seeds, the largest net first."""
-    key = lambda row: (row["net"], row["method"], str(row["setting"]))  # noqa: E731
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["net"], row["method"], str(row["setting"]), row["rate"]
+
     lines = []
-    for (net, method, setting), found in itertools.groupby(sorted(rows, key=key), key):
+    for (net, method, setting, rate), found in itertools.groupby(
+        sorted(rows, key=key), key
+    ):
         runs = list(found)
         hits = [100 * run["accuracy"] for run in runs]
         units = " ".join(
@@ -245,7 +291,7 @@ def table(rows: Iterable[dict]) -> str:
         cost = statistics.mean(run["multiply_adds"] for run in runs)
         spread = f"{min(hits):.2f} to {max(hits):.2f}"
         seconds = statistics.median(run["seconds"] for run in runs)
-        cells = (net, method, setting, units, f"{cost:,.0f}")
+        cells = (net, method, setting, f"{rate:g}", units, f"{cost:,.0f}")
         cells += (
             f"{statistics.mean(hits):.2f}",
             spread,
@@ -253,7 +299,7 @@ def table(rows: Iterable[dict]) -> str:
             f"{seconds:.0f}",
         )
         lines.append((net, -cost, cells))
-    head = ("net", "method", "setting", "units", "multiply-adds", "accuracy, %",
+    head = ("net", "method", "setting", "rate", "units", "multiply-adds", "accuracy, %",
             "from, to", "seeds", "s")  # fmt: skip
     body = [cells for _, _, cells in sorted(lines)]
     rule = tuple("---" for _ in head)
@@ -269,6 +315,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--methods", default="small", help=", ".join(METHODS))
     parser.add_argument("--settings", default="", help="part of a setting's text")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=1e-3, help="of Adam")
     parser.add_argument("--validation", type=float, default=0.0, help="share held out")
     parser.add_argument("--results", type=Path, default=Path("frontier.jsonl"))
     given = parser.parse_args(argv)
@@ -291,12 +338,13 @@ def main(argv: list[str] | None = None) -> None:
             chosen = METHODS[method].settings
             for setting in NETS[name].targets if chosen is None else chosen:
                 wanted = {"net": name, "method": method, "setting": setting}
-                wanted |= {"seed": seed, "validation": given.validation}
+                wanted |= {"seed": seed, "rate": given.rate}
+                wanted |= {"validation": given.validation}
                 wanted = json.loads(json.dumps(wanted))  # as it is read again
                 known = json.dumps(_key(wanted)) in done
                 if known or given.settings not in str(setting):
                     continue
-                row = measure(name, method, setting, seed, data) | wanted
+                row = measure(name, method, setting, seed, given.rate, data) | wanted
                 rows.append(row)
                 with given.results.open("a") as file:
                     file.write(json.dumps(row) + "\n")
@@ -306,7 +354,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _key(row: dict) -> list:
-    return [row[k] for k in ("net", "method", "setting", "seed", "validation")]
+    return [row[k] for k in ("net", "method", "setting", "seed", "rate", "validation")]
 
 
 if __name__ == "__main__":

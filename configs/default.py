@@ -28,11 +28,13 @@ def get_config() -> ConfigDict:
                 "schedule": "cosine",  # cosine (to zero) or constant
                 "momentum": 0.9,  # of sgd
             },
-            # One of the four below, which hold the arguments of each.
+            # One of the five below, which hold the arguments of each.
             "regularizer": "adamw",
             "adamw": {"weight_decay": 0.1},
             "volumize": {"volume": 0.2, "alpha": 0.0, "mask": "all"},
             "lp_decay": {"strength": 0.02, "p": 0.5, "snap_below": 1e-6},
             "path_prox": {"strength": 0.035, "normalize": "project"},
+            # The share of the units that is left after that part of the steps.
+            "keep_units": {"share": 0.125, "ramp": 0.4},
         }
     )

@@ -68,7 +68,7 @@ def assert_same_run(one, other):
 
 def test_there_is_a_config_for_each_data_set_and_regularizer():
     sets = ("digits", "mnist", "fashion_mnist")
-    kinds = ("adamw", "volumize", "lp_decay", "path_prox")
+    kinds = ("adamw", "volumize", "lp_decay", "path_prox", "keep_units")
     assert sorted(f"{s}_{k}" for s in sets for k in kinds) == VARIANTS
 
 

@@ -74,6 +74,7 @@ def own_figure(regularizer: str, row: Row) -> tuple[str, float]:
     """Name and value of what the regularizer is there to change."""
     return {
         "path_prox": ("active units", row["active_units"]),
+        "keep_units": ("active units", row["active_units"]),
         "lp_decay": ("share of zeros", row["zero_share"]),
         "volumize": ("share at the wall or beyond", row["wall_share"]),
     }.get(regularizer, ("largest weight", row["largest_weight"]))

@@ -43,6 +43,14 @@ def build_optimizers(
         "path_prox": lambda **options: optax.chain(
             plain, volax.path_prox(rate, pairs=model.pairs(), **options)
         ),
+        "keep_units": lambda share, ramp, **options: optax.chain(
+            plain,
+            volax.keep_units(
+                volax.cubic_ramp(1.0, share, 0, max(round(ramp * steps), 1)),
+                model.pairs(),
+                **options,
+            ),
+        ),
     }
     regularize = _known("regularizer", config.regularizer, regularizers)
     if config.regularizer == "adamw" and settings.name != "adam":

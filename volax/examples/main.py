@@ -44,7 +44,7 @@ def _define_flags() -> None:
 
     config_flags.DEFINE_config_file(
         "config",
-        help_string="Name of a config, such as digits_path_prox, or a Python file.",
+        help_string="Name of a config, such as digits_keep_units, or a Python file.",
     )
     flags.DEFINE_string(
         "workdir",

@@ -1,9 +1,10 @@
 """From training to a small file: `python -m volax.examples.shrink --workdir=DIR`.
 
-Trains a network on the digits with `path_prox`, reports what is left of it, removes the
-dead units, goes on training the smaller network where the optimizer stood, trains it
-inside walls while it is made ternary every few epochs, and saves the packed result.
-Each step is checked on the test images.
+Trains a network on the digits while `keep_units` leaves it fewer and fewer units, until
+a given share of its multiply-adds is left, reports, removes the dead units, goes on
+training the smaller network where the optimizer stood, trains it inside walls while it
+is made ternary every few epochs, and saves the packed result. Each step is checked on
+the test images.
 """
 
 import argparse
@@ -29,8 +30,9 @@ from volax.examples.models import MLP
 
 _BATCH = 64
 _SIDE = 8  # pixels along an edge of a digit
-# Learning rate and strength of the path penalty.
-_SETTINGS = {"mlp": (0.1, 0.04), "cnn": (0.05, 0.2)}
+_RATE = 3e-3
+_RAMP = 0.4  # of the steps, after which the target is met
+_KINDS = ("mlp", "cnn")
 
 
 class CNN(nnx.Module):
@@ -50,7 +52,7 @@ class CNN(nnx.Module):
 
 
 def shrink(
-    kind: str, workdir: Path, *, epochs: int, every: int, seed: int
+    kind: str, workdir: Path, *, keep: float, epochs: int, every: int, seed: int
 ) -> dict[str, Any]:
     """Run the whole path on the digits.
 
@@ -58,7 +60,8 @@ def shrink(
       kind: `mlp` or `cnn`.
       workdir: receives `report.png`, `small.safetensors`, `ternary.safetensors` and
         `shrink.json`.
-      epochs: of the training with `path_prox`; a sixth as many follow with the smaller
+      keep: the share of the multiply-adds that is left.
+      epochs: of the training with `keep_units`; a sixth as many follow with the smaller
         network, and half as many inside the walls.
       every: epochs between two quantizations.
       seed: of the weights and the order of the images.
@@ -75,10 +78,13 @@ def shrink(
     images = jnp.asarray(data.test_images)
     groups = volax.find_groups(model, images[:1])
 
-    rate, strength = _SETTINGS[kind]
-    schedule = optax.cosine_decay_schedule(rate, epochs * _steps(data))
-    tx = _path_prox(schedule, strength, groups)
-    model, state = _trained(model, tx, data, epochs, seed)
+    steps = epochs * (len(data.train_labels) // _BATCH)
+    share = volax.cubic_ramp(1.0, keep, 0, max(round(_RAMP * steps), 1))
+    tx = optax.chain(
+        optax.adam(optax.cosine_decay_schedule(_RATE, steps)),
+        volax.keep_units(share, groups, scope="global"),
+    )
+    model, (state, _) = _trained(model, tx, data, epochs, seed)
     full = volax.report(model, groups, inputs=(images[:1],))
     print(full)
     figure = full.figure()
@@ -107,9 +113,8 @@ def shrink(
     _print(("", "full", "small"), rows)
     assert _right(again, data) == rows["right of the test images"][1]
 
-    # The optimizer's state was cut along; the transformation is made for fewer units.
-    more = max(epochs // 6, 1)
-    tx = _path_prox(optax.constant_schedule(rate / 10), strength, small.groups)
+    more = max(epochs // 6, 1)  # Adam's state was cut along
+    tx = optax.adam(optax.constant_schedule(_RATE / 10))
     tuned, _ = _trained(small.params, tx, data, more, seed + 1, small.opt_state)
     onward = {"epochs": more, "right of the test images": _right(tuned, data)}
     print(f"\n{more} epochs on: {onward['right of the test images']} right\n")
@@ -141,19 +146,6 @@ def shrink(
     }
     write_json(workdir / "shrink.json", found)
     return found
-
-
-def _steps(data: Dataset) -> int:
-    return len(data.train_labels) // _BATCH
-
-
-def _path_prox(
-    rate: optax.Schedule, strength: float, groups: volax.pairs.Groups
-) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.sgd(rate, momentum=0.9),
-        volax.path_prox(rate, strength, pairs=groups.pairs),
-    )
 
 
 def _trained(
@@ -275,7 +267,8 @@ def _print(head: Sequence[str], rows: Mapping[str, Sequence[float]]) -> None:
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=_SETTINGS, default="mlp")
+    parser.add_argument("--model", choices=_KINDS, default="mlp")
+    parser.add_argument("--keep", type=_share, default=0.15)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--epochs", type=_positive, default=60)
     parser.add_argument("--every", type=_positive, default=5)
@@ -285,12 +278,23 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return shrink(
             given.model,
             given.workdir,
+            keep=given.keep,
             epochs=given.epochs,
             every=given.every,
             seed=given.seed,
         )
     except (OSError, UserError) as error:
         parser.exit(1, f"error: {error}\n")
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share in (0, 1], got {text!r}")
+    return share
 
 
 def _positive(text: str) -> int:
