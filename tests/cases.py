@@ -89,14 +89,19 @@ CASES = {
     "lp_decay-2": _case(volax.lp_decay, **RATE, strength=0.5, p=2.0),
     "lp_decay-3": _case(volax.lp_decay, **RATE, strength=0.5, p=3.0),
     "path_prox": _case(volax.path_prox, **RATE, strength=2.0, pairs=PAIR),
-    "path_prox-rescale": _case(
-        volax.path_prox, **RATE, strength=2.0, pairs=[PAIR], normalize="rescale"
+    "path_prox-project": _case(
+        volax.path_prox, **RATE, strength=2.0, pairs=[PAIR], normalize="project"
+    ),
+    "path_prox-none": _case(
+        volax.path_prox, **RATE, strength=2.0, pairs=[PAIR], normalize="none"
     ),
     "path_prox-all": _case(
         volax.path_prox,
         **RATE,
         strength=2.0,
         pairs=(PAIR,),
+        p=0.7,
+        regularize_bias=True,
         balance=True,
         freeze_dead=True,
     ),
@@ -128,6 +133,9 @@ CASES = {
     "lp_sgd": _case(volax.lp_sgd, True, **RATE, strength=0.5, p=1.0, momentum=0.9),
     "volumized_adam": _case(volax.volumized_adam, True, **RATE, volume=0.3),
     "path_prox_sgd": _case(volax.path_prox_sgd, True, **RATE, strength=2.0, pairs=PAIR),
+    "path_prox_adam": _case(
+        volax.path_prox_adam, True, **RATE, strength=2.0, pairs=PAIR
+    ),
 }
 
 

@@ -81,20 +81,62 @@ def group_prox(units, k, p):
             x[i] = x[i] * (left / norm if norm > 0 else 0.0)
 
 
-def path_prox(units, k, normalize):
+def path_prox(units, k, normalize, before=None):
     """Units as (incoming, bias, outgoing) lists of views; changed in place.
 
     ``incoming``, ``bias`` and ``outgoing`` are lists of (array, index) that together
-    address the weights of one unit.
+    address the weights of one unit, ``before`` the same ones before the step.
     """
+    {"project": _projected, "rescale": _rescaled, "none": _descended}[normalize](
+        units, k, before
+    )
+
+
+def _norm(side):
+    return np.sqrt(sum((x[i] ** 2).sum() for x, i in side))
+
+
+def _times(side, factor):
+    for x, i in side:
+        x[i] = x[i] * factor
+
+
+def _projected(units, k, before):
     for incoming, bias, outgoing in units:
-        a = np.sqrt(sum((x[i] ** 2).sum() for x, i in incoming))
-        if a == 0:
-            a = 1.0
-        for x, i in incoming + bias:
-            x[i] = x[i] / a
-        for x, i in outgoing:
-            x[i] = x[i] * (a if normalize == "rescale" else 1.0)
-        v = np.sqrt(sum((x[i] ** 2).sum() for x, i in outgoing))
-        for x, i in outgoing:
-            x[i] = x[i] * max(0.0, 1 - k / v) if v > 0 else 0.0
+        a = _norm(incoming) or 1.0
+        _times(incoming + bias, 1 / a)
+        v = _norm(outgoing)
+        _times(outgoing, max(0.0, 1 - k / v) if v > 0 else 0.0)
+
+
+def _rescaled(units, k, before):
+    for incoming, bias, outgoing in units:
+        a = _norm(incoming)
+        if path_shrunk(a * _norm(outgoing), k) > 0:
+            _times(incoming + bias, 1 / a)
+            _times(outgoing, a)
+    norms = [_norm(incoming) * _norm(outgoing) for incoming, _, outgoing in units]
+    for (_, _, outgoing), t in zip(units, norms):
+        _times(outgoing, path_shrunk(t, k) / t if t > 0 else 0.0)
+
+
+def path_shrunk(t, k):
+    """The z >= 0 with (z + k) (1 + k z) = t, by halving an interval."""
+    low, high = 0.0, t
+    if t <= k:
+        return 0.0
+    for _ in range(200):
+        z = (low + high) / 2
+        low, high = (z, high) if (z + k) * (1 + k * z) < t else (low, z)
+    return (low + high) / 2
+
+
+def _descended(units, k, before):
+    norms = [(_norm(incoming), _norm(outgoing)) for incoming, _, outgoing in before]
+    for (incoming, _, _), (was, _, _), (a, v) in zip(units, before, norms):
+        if a > 0:
+            for (x, i), (y, j) in zip(incoming, was):
+                x[i] = x[i] - min(k * v / a, 1) * y[j]
+    sizes = [_norm(outgoing) for _, _, outgoing in units]
+    for (_, _, outgoing), (a, _), v in zip(units, norms, sizes):
+        _times(outgoing, max(0.0, 1 - k * a / v) if v > 0 else 0.0)

@@ -55,7 +55,11 @@ AT_CONSTRUCTION = [
     ),
     (lambda: volax.lp_decay(0.1, 0.1, 1, reference="x"), "reference must be 'before'"),
     (lambda: volax.path_prox(0.1, -1.0, PAIR), "path_prox: strength .*got -1.0"),
-    (lambda: volax.path_prox(0.1, 0.1, PAIR, normalize="x"), "normalize must be 'proj"),
+    (
+        lambda: volax.path_prox(0.1, 0.1, PAIR, normalize="x"),
+        "normalize must be one of 'resc",
+    ),
+    (lambda: volax.path_prox(0.1, 0.1, PAIR, p=1.5), r"path_prox: p .*\[0.01, 1\]"),
     (lambda: volax.path_prox(0.1, 0.1, []), "path_prox: pairs is empty"),
     (lambda: volax.path_prox(0.1, 0.1, cast(Any, ["l1"])), "volax.pair .*got str"),
     (lambda: volax.path_prox(0.1, 0.1, cast(Any, 3)), "volax.pair .*got int"),
@@ -163,6 +167,21 @@ def test_a_pair_masked_out_as_a_whole_is_left_out(make):
         update(optax.masked(make(0.1, 0.1, PAIR), mask), params)
 
 
+def test_project_refuses_pairs_that_share_weights():
+    params = {k: jnp.ones((4, 4)) for k in "abcd"}
+    pairs = [volax.pair("a", "b"), volax.pair("b", "c")]
+    with pytest.raises(
+        ValueError,
+        match=r"'project' .*pairs.disjoint\(\).* 'b' is a consumer of a -> b and a "
+        "producer of b -> c",
+    ):
+        update(volax.path_prox(0.1, 0.1, pairs, normalize="project"), params)
+    apart = [pairs[0], volax.pair("c", "d")]
+    update(volax.path_prox(0.1, 0.1, apart, normalize="project"), params)
+    for mode in ("rescale", "none"):
+        update(volax.path_prox(0.1, 0.1, pairs, normalize=mode), params)
+
+
 def test_balance_refuses_pairs_that_share_a_parameter():
     params = {k: jnp.ones((4, 4)) for k in "abc"}
     pairs = [volax.pair("a", "b"), volax.pair("b", "c")]
@@ -173,13 +192,31 @@ def test_balance_refuses_pairs_that_share_a_parameter():
 def test_balance_refuses_pairs_whose_output_biases_are_not_known():
     def model(p, x):
         h = jax.nn.relu(x @ p["l1"]["kernel"] + p["l1"]["bias"])
-        return h @ p["l2"]["kernel"] + p["l2"]["bias"]
+        h = h @ p["l2"]["kernel"] + p["l2"]["bias"]
+        return h + x[:, :2]
 
     pairs = volax.find_pairs(model, PARAMS, jnp.ones((1, 3)))
     assert pairs[0] == PAIR.fit(named_leaves(PARAMS))
     update(volax.path_prox(0.1, 0.1, pairs))
-    with pytest.raises(ValueError, match=r"for l1/kernel -> l2/kernel; write"):
+    match = r"for l1/kernel -> l2/kernel \(its output passes add\); .*write"
+    with pytest.raises(ValueError, match=match):
         update(volax.path_prox(0.1, 0.1, pairs, balance=True))
+    by_hand = volax.pair(
+        "l1/kernel", "l2/kernel", bias="l1/bias", output_bias="l2/bias"
+    )
+    update(volax.path_prox(0.1, 0.1, by_hand, balance=True))
+
+
+def test_balance_refuses_a_bias_that_is_masked_out():
+    def model(p, x):
+        h = jax.nn.relu(x @ p["l1"]["kernel"] + p["l1"]["bias"])
+        return h @ p["l2"]["kernel"] + p["l2"]["bias"]
+
+    pairs = volax.find_pairs(model, PARAMS, jnp.ones((1, 3)))
+    mask = {"l1": True, "l2": {"kernel": True, "bias": False}}
+    update(optax.masked(volax.path_prox(0.1, 0.1, pairs), mask))
+    with pytest.raises(ValueError, match="l2/bias is masked out"):
+        update(optax.masked(volax.path_prox(0.1, 0.1, pairs, balance=True), mask))
 
 
 def test_a_group_that_is_no_pair_is_refused_with_its_reason():

@@ -141,7 +141,7 @@ def test_zeros_are_exactly_zero(x64, p_dtype, u_dtype, seed, how):
 @hypothesis.given(
     seed=st.integers(0, 2**32 - 1),
     how=st.sampled_from(["eager", "jitted", "fused"]),
-    normalize=st.sampled_from(["project", "rescale"]),
+    normalize=st.sampled_from(["project", "rescale", "none"]),
 )
 def test_dead_units_are_exactly_zero(x64, p_dtype, u_dtype, seed, how, normalize):
     (a, v), (da, dv) = zip(
@@ -156,6 +156,8 @@ def test_dead_units_are_exactly_zero(x64, p_dtype, u_dtype, seed, how, normalize
     path = np.linalg.norm(w["v"], axis=1)
     if normalize == "rescale":
         path = path * np.linalg.norm(w["a"], axis=0)
+    if normalize == "none":
+        path = path / np.linalg.norm(exact(params["a"]), axis=0)
     assert np.all(norms[path < 0.29] == 0)
     assert np.all(norms[path > 0.31] > 0)
 
@@ -290,8 +292,12 @@ IN_A = (ROW == 1, ROW < 0)
         (volax.volumize(0.5, optax.constant_schedule(0.0)), ITSELF),
         *((volax.lp_decay(0.1, 0.5, p), ITSELF) for p in (0.5, 0.7, 1.0, 2.0, 3.0)),
         (volax.lp_decay(0.1, 0.5, optax.constant_schedule(0.7)), ITSELF),
-        (volax.path_prox(0.1, 0.5, volax.pair("a", "v")), FROM_A),
-        (volax.path_prox(0.1, 0.5, volax.pair("v", "a")), INTO_A),
+        *(
+            (volax.path_prox(0.1, 0.5, volax.pair(*sides), normalize=mode), touched)
+            for sides, touched in (("av", FROM_A), ("va", INTO_A))
+            for mode in ("rescale", "project", "none")
+        ),
+        (volax.path_prox(0.1, 0.5, volax.pair("a", "v"), p=0.5), FROM_A),
         *(
             (volax.group_prox(0.1, 0.5, volax.pair("v", "a"), p=p), IN_A)
             for p in (1.0, 0.5, 0.0)

@@ -164,16 +164,19 @@ PAIRS = {
 }
 
 
+MODES = ["rescale", "none", "project"]
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("layout", PAIRS)
-@pytest.mark.parametrize("normalize", ["rescale", "project"])
+@pytest.mark.parametrize("normalize", MODES)
 def test_path_prox_equals_the_paper(x64, name, layout, normalize):
     make, expected = OPTIMIZERS[name]
     shapes, pair, units = PAIRS[layout]
     prox = volax.path_prox(exact_schedule, 2.0, pair, normalize=normalize)
 
     def rule(before, w, lr):
-        reference.path_prox(units(w), lr * 2.0, normalize)
+        reference.path_prox(units(w), lr * 2.0, normalize, units(before))
 
     tx = optax.chain(make(exact_schedule), prox)
     assert_equal_in_float64(tx, rule, shapes, expected())
@@ -215,15 +218,18 @@ def test_overlapping_groups_go_by_their_size_then_in_order(x64, width):
     assert_equal_in_float64(tx, rule, shapes, reference.Sgd())
 
 
-@pytest.mark.parametrize("normalize", ["rescale", "project"])
-def test_chained_pairs_are_applied_in_order(x64, normalize):
+@pytest.mark.parametrize("normalize", ["rescale", "none"])
+def test_chained_pairs_equal_their_definition(x64, normalize):
     shapes = {"k1": (4, 6), "k2": (6, 5), "k3": (5, 3)}
     pairs = [volax.pair("k1", "k2"), volax.pair("k2", "k3")]
 
     def rule(before, w, lr):
-        first = [([(w["k1"], (ALL, j))], [], [(w["k2"], j)]) for j in range(6)]
-        second = [([(w["k2"], (ALL, j))], [], [(w["k3"], j)]) for j in range(5)]
-        reference.path_prox(first + second, lr, normalize)
+        def units(x):
+            first = [([(x["k1"], (ALL, j))], [], [(x["k2"], j)]) for j in range(6)]
+            second = [([(x["k2"], (ALL, j))], [], [(x["k3"], j)]) for j in range(5)]
+            return first + second
+
+        reference.path_prox(units(w), lr, normalize, units(before))
 
     prox = volax.path_prox(exact_schedule, 1.0, pairs, normalize=normalize)
     tx = optax.chain(optax.sgd(exact_schedule), prox)
@@ -247,9 +253,9 @@ ROUNDING = {
     **{
         f"path_prox {mode}": (
             volax.path_prox(0.1, 1.0, volax.pair("a", "v"), normalize=mode),
-            lambda b, w, mode=mode: _proxed(w, mode),
+            lambda b, w, mode=mode: _proxed(b, w, mode),
         )
-        for mode in ("project", "rescale")
+        for mode in MODES
     },
     **{
         f"group_prox p={p}": (
@@ -261,10 +267,12 @@ ROUNDING = {
 }
 
 
-def _proxed(w, mode):
+def _proxed(before, w, mode):
+    def units(x):
+        return [([(x["a"], (ALL, j))], [], [(x["v"], j)]) for j in range(8)]
+
     w = {k: v.copy() for k, v in w.items()}
-    units = [([(w["a"], (ALL, j))], [], [(w["v"], j)]) for j in range(8)]
-    reference.path_prox(units, 0.1, mode)
+    reference.path_prox(units(w), 0.1, mode, units(before))
     return w
 
 
@@ -301,29 +309,61 @@ def network(x, params):
     return h
 
 
-def test_balance_equalises_the_path_norms_and_keeps_the_function(x64):
-    shapes = {
-        "a1": (6, 8), "b1": (8,), "v1": (8, 5), "c1": (5,), "m": (5, 4), "d": (4,),
-        "a2": (4, 9), "b2": (9,), "v2": (9, 3), "c2": (3,),
-    }  # fmt: skip
-    params, _ = draw(shapes)
+SHAPES = {
+    "a1": (6, 8), "b1": (8,), "v1": (8, 5), "c1": (5,), "m": (5, 4), "d": (4,),
+    "a2": (4, 9), "b2": (9,), "v2": (9, 3), "c2": (3,),
+}  # fmt: skip
+BY_HAND = [
+    volax.pair("a1", "v1", bias="b1", output_bias=("c1", "d")),
+    volax.pair("a2", "v2", bias="b2", output_bias="c2"),
+]
+
+
+def found_pairs(params):
+    pairs = volax.find_pairs(lambda p, x: network(x, p), params, jnp.ones((1, 6)))
+    return pairs.disjoint()
+
+
+def balanced(params, pairs, normalize="rescale"):
+    tx = volax.path_prox(0.1, 0.0, pairs, balance=True, normalize=normalize)
+    none = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(none, tx.init(params), params)
+    return optax.apply_updates(params, updates)
+
+
+@pytest.mark.parametrize("normalize", ["rescale", "none"])
+@pytest.mark.parametrize("source", ["by hand", "found", "found, in reverse"])
+def test_balance_equalises_the_path_norms_and_keeps_the_function(
+    x64, source, normalize
+):
+    params, _ = draw(SHAPES)
     params["v2"] *= 30.0
     params = {k: jnp.asarray(v) for k, v in params.items()}
-    pairs = [
-        volax.pair("a1", "v1", bias="b1", output_bias=("c1", "d")),
-        volax.pair("a2", "v2", bias="b2", output_bias="c2"),
-    ]
+    pairs = BY_HAND if source == "by hand" else list(found_pairs(params))
+    pairs = pairs[::-1] if source.endswith("reverse") else pairs
     totals = [float(n.sum()) for n in volax.path_norm(params, pairs)]
-    tx = volax.path_prox(0.1, 0.0, pairs, balance=True, normalize="rescale")
-    updates, _ = tx.update(
-        jax.tree.map(jnp.zeros_like, params), tx.init(params), params
-    )
-    new = optax.apply_updates(params, updates)
+    new = balanced(params, pairs, normalize)
     after = [float(n.sum()) for n in volax.path_norm(new, pairs)]
     np.testing.assert_allclose(after, np.sqrt(np.prod(totals)), rtol=1e-12)
-    assert totals[1] > 10 * totals[0]
+    assert max(totals) > 10 * min(totals)
     x = jnp.asarray(np.random.default_rng(2).normal(size=(16, 6)))
     np.testing.assert_allclose(network(x, new), network(x, params), rtol=1e-11)
+
+
+def test_a_dead_pair_does_not_stop_the_balance_of_the_others(x64):
+    def model(p, x):
+        return network(x, p) + jax.nn.relu(x @ p["a3"] + p["b3"]) @ p["v3"]
+
+    params, _ = draw(SHAPES | {"a3": (6, 4), "b3": (4,), "v3": (4, 3)})
+    params = {k: jnp.asarray(v) for k, v in params.items()} | {"v3": jnp.zeros((4, 3))}
+    # The branch is written as the middle one of three pairs in a row.
+    pairs = [BY_HAND[0], volax.pair("a3", "v3", bias="b3", output_bias=()), BY_HAND[1]]
+    new = balanced(params, pairs)
+    first, dead, last = (float(n.sum()) for n in volax.path_norm(new, pairs))
+    np.testing.assert_allclose(first, last, rtol=1e-12)
+    assert dead == 0
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(16, 6)))
+    np.testing.assert_allclose(model(new, x), model(params, x), rtol=1e-11)
 
 
 def test_path_norm_is_the_product_of_both_norms():

@@ -88,8 +88,10 @@ def test_proximal_rules_move_a_float_a_unit_and_side(name, kind, layout):
     assert_same_numbers(new, unsharded(name))
     assert_same_shardings(new, params)
     sent = sharded.collectives(compiled)
-    # Balancing sums path norms, and dead units are judged by one more norm.
+    # Balancing sums path norms, and dead units are judged by one more norm; so are
+    # weights before and after the step.
     judged = {"path_prox-all": 5, "group_prox-all": 4, "tune_strength-units": 5}
+    judged |= {"path_prox-none": 3}
     vectors = judged.get(name, 2)
     reduced = sum(c.numbers for c in sent if c.name == "all-reduce")
     assert reduced <= vectors * UNITS + 2
@@ -109,14 +111,12 @@ def test_the_eager_update_keeps_shardings(kind, layout):
     params, grads = (
         sharded.put(sharded.tree(seed), LAYOUTS[layout], kind) for seed in range(2)
     )
-    tx = CASES["path_prox-rescale"].optimizer()
+    tx = CASES["path_prox"].optimizer()
     updates, _ = tx.update(grads, tx.init(params), params)
     assert_same_shardings(updates, params)
     with jax.set_mesh(sharded.mesh(kind)):
         assert_same_shardings(tx.update(grads, tx.init(params), params)[0], params)
-    assert_same_numbers(
-        optax.apply_updates(params, updates), unsharded("path_prox-rescale")
-    )
+    assert_same_numbers(optax.apply_updates(params, updates), unsharded("path_prox"))
 
 
 def on(mesh, x, *spec):
@@ -124,7 +124,7 @@ def on(mesh, x, *spec):
 
 
 @every_kind
-@pytest.mark.parametrize("normalize", ["project", "rescale"])
+@pytest.mark.parametrize("normalize", ["project", "rescale", "none"])
 def test_units_that_lie_in_part_of_an_axis(kind, normalize):
     """Flattened, read twice, stacked: per-unit vectors are gathered by index."""
     rng = np.random.default_rng(0)
@@ -150,14 +150,14 @@ def test_units_that_lie_in_part_of_an_axis(kind, normalize):
     new, _ = compiled(placed, tx.init(placed), placed)
     assert_same_numbers(new, expected)
     assert_same_shardings(new, placed)
-    assert all(c.numbers <= 2 * 32 for c in sharded.collectives(compiled))
+    assert all(c.numbers <= 3 * 32 for c in sharded.collectives(compiled))
     norms = volax.path_norm(placed, pairs)
     assert_same_numbers(norms, volax.path_norm(params, pairs))
 
 
 @every_kind
 def test_vmap_and_scan_on_a_mesh(kind):
-    layout, tx = LAYOUTS["tensor"], CASES["path_prox-rescale"].optimizer()
+    layout, tx = LAYOUTS["tensor"], CASES["path_prox"].optimizer()
     params, grads = (sharded.put(sharded.tree(seed), layout, kind) for seed in range(2))
 
     @jax.jit
@@ -169,12 +169,12 @@ def test_vmap_and_scan_on_a_mesh(kind):
         return jax.lax.scan(step, (params, tx.init(params)), length=1)[0][0]
 
     new = scanned(params, grads)
-    assert_same_numbers(new, unsharded("path_prox-rescale"))
+    assert_same_numbers(new, unsharded("path_prox"))
     assert_same_shardings(new, params)
     seeds = [jax.tree.map(lambda x: x[None], tree) for tree in (params, grads)]
     many = jax.jit(jax.vmap(lambda p, g: sharded.step_of(tx)(p, tx.init(p), g)[0]))
     assert_same_numbers(
-        jax.tree.map(lambda x: x[0], many(*seeds)), unsharded("path_prox-rescale")
+        jax.tree.map(lambda x: x[0], many(*seeds)), unsharded("path_prox")
     )
 
 

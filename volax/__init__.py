@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from volax.masks import unpaired as unpaired
     from volax.optimizers import lp_adam as lp_adam
     from volax.optimizers import lp_sgd as lp_sgd
+    from volax.optimizers import path_prox_adam as path_prox_adam
     from volax.optimizers import path_prox_sgd as path_prox_sgd
     from volax.optimizers import volumized_adam as volumized_adam
     from volax.pairs import member as member
@@ -65,6 +66,7 @@ __all__ = [
     "path_matches",
     "path_norm",
     "path_prox",
+    "path_prox_adam",
     "path_prox_sgd",
     "proximal",
     "proximal_adam",
@@ -86,7 +88,7 @@ __all__ = [
 _ROOMS = {
     "compress": "binarize compact kill load pack report save score ternarize unpack",
     "masks": "paired path_matches unpaired",
-    "optimizers": "lp_adam lp_sgd path_prox_sgd volumized_adam",
+    "optimizers": "lp_adam lp_sgd path_prox_adam path_prox_sgd volumized_adam",
     "pairs": "member pair path_norm",
     "pairs.find": "find_groups find_pairs",
     "pairs.verify": "check_groups",

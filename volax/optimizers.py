@@ -176,7 +176,9 @@ def path_prox_sgd(
     *,
     momentum: float | jax.Array | None = None,
     nesterov: bool = False,
-    normalize: str = "project",
+    normalize: str = "rescale",
+    p: Hyperparameter = 1.0,
+    regularize_bias: bool = False,
     balance: bool = False,
     freeze_dead: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -184,7 +186,8 @@ def path_prox_sgd(
 
     Minimises the loss plus $\frac{\lambda}{2} \sum \lVert W \rVert^2$ over all
     matrices: through the path penalty for the weights of the pairs, through the
-    gradient for the others.
+    gradient for the others. (Where pairs share weights, which counts those of a net of
+    three layers or more twice, see :func:`volax.path_prox`.)
 
     Args:
       learning_rate: for SGD and for the proximal step; number, array or schedule.
@@ -193,6 +196,8 @@ def path_prox_sgd(
       momentum: of SGD; the paper trains without.
       nesterov: whether the momentum is Nesterov's.
       normalize: see :func:`volax.path_prox`.
+      p: see :func:`volax.path_prox`.
+      regularize_bias: see :func:`volax.path_prox`.
       balance: see :func:`volax.path_prox`.
       freeze_dead: see :func:`volax.path_prox`.
 
@@ -223,7 +228,79 @@ def path_prox_sgd(
             strength,
             pairs,
             normalize=normalize,
+            p=p,
+            regularize_bias=regularize_bias,
             balance=balance,
+            freeze_dead=freeze_dead,
+        ),
+    )
+
+
+def path_prox_adam(
+    learning_rate: Hyperparameter,
+    strength: Hyperparameter,
+    pairs: Written | Iterable[Written],
+    *,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    weight_decay: Hyperparameter = 0.0,
+    normalize: str = "rescale",
+    p: Hyperparameter = 1.0,
+    regularize_bias: bool = False,
+    freeze_dead: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam with the proximal step of the path penalty, which keeps dead units dead.
+
+    Under Adam a group of n weights moves by about $\eta \sqrt{n}$ in each step, however
+    small its gradient is, and so a unit that died comes back in the next step unless it
+    is kept dead: ``freeze_dead`` is on. Adam also takes the loss out of the comparison
+    with the penalty: what a strength does is set by $\lambda \sum \eta$ over the steps,
+    see :func:`volax.path_prox`. For a share of units, or of multiply-adds, that is to
+    stay, take :func:`volax.tune_strength` or :func:`volax.keep_units`.
+
+    Args:
+      learning_rate: for Adam and for the proximal step; number, array or schedule.
+      strength: $\lambda$, see :func:`volax.path_prox`.
+      pairs: see :func:`volax.path_prox`.
+      b1: decay rate of the first moment.
+      b2: decay rate of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled decay, as in AdamW, of the weights in no pair.
+      normalize: see :func:`volax.path_prox`.
+      p: see :func:`volax.path_prox`.
+      regularize_bias: see :func:`volax.path_prox`.
+      freeze_dead: see :func:`volax.path_prox`.
+
+    Returns:
+      An optimizer.
+
+    Raises:
+      ValueError: as :func:`volax.path_prox`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, volax
+      >>> params = {"l1": jnp.ones((2, 3)), "l2": jnp.ones((3, 2)) / 1000}
+      >>> tx = volax.path_prox_adam(1e-3, 10.0, volax.pair("l1", "l2"))
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> float(optax.apply_updates(params, updates)["l2"].max())
+      0.0
+
+    References:
+      Yang et al., `A Better Way to Decay <https://arxiv.org/abs/2210.03069>`_, 2022.
+    """
+    pairs = as_groups(pairs, "path_prox_adam")
+    return optax.chain(
+        optax.scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, mask=masks.unpaired(pairs).tree),
+        optax.scale_by_learning_rate(learning_rate),
+        transforms.path_prox(
+            learning_rate,
+            strength,
+            pairs,
+            normalize=normalize,
+            p=p,
+            regularize_bias=regularize_bias,
             freeze_dead=freeze_dead,
         ),
     )

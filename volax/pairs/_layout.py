@@ -36,10 +36,14 @@ def sums(member: Member, sizes: tuple[int, ...], x: jax.Array) -> jax.Array:
 
 
 def scale(
-    member: Member, sizes: tuple[int, ...], x: jax.Array, factors: jax.Array
+    member: Member,
+    sizes: tuple[int, ...],
+    x: jax.Array,
+    factors: jax.Array,
+    others: float = 1,
 ) -> jax.Array:
-    """Multiplies each unit's weights by its factor; other weights stay as they are."""
-    return x * _beside(member, sizes, x, factors)
+    """Multiplies each unit's weights by its factor, other weights by ``others``."""
+    return x * _beside(member, sizes, x, factors, others)
 
 
 def zero(
@@ -50,9 +54,13 @@ def zero(
 
 
 def _beside(
-    member: Member, sizes: tuple[int, ...], x: jax.Array, values: jax.Array
+    member: Member,
+    sizes: tuple[int, ...],
+    x: jax.Array,
+    values: jax.Array,
+    others: float = 1,
 ) -> jax.Array:
-    """Each unit's value (1 for other weights) in a shape that broadcasts against x."""
+    """Each unit's value, or that of others, in a shape that broadcasts against x."""
     where, plain = unit_indices(member, sizes, x.shape)
     carrying = sorted(a.axis for a in member.axes)
     if not plain or values.shape != tuple(x.shape[i] for i in carrying):
@@ -61,7 +69,7 @@ def _beside(
         units = where.shape[0]
         unit_of = np.full(math.prod(x.shape[i] for i in carrying), units, np.int32)
         unit_of[where] = np.arange(units, dtype=np.int32)[:, None]
-        values = jnp.append(values, jnp.ones((), values.dtype))[unit_of]
+        values = jnp.append(values, jnp.asarray(others, values.dtype))[unit_of]
     shape = [n if i in carrying else 1 for i, n in enumerate(x.shape)]
     return spread(values.reshape(shape), x)
 

@@ -63,6 +63,8 @@ class Written:
     output_biases: tuple[Member, ...] | None = dataclasses.field(
         default=None, compare=False
     )
+    downstream: tuple[str, ...] | None = dataclasses.field(default=None, compare=False)
+    unbalanced: str = dataclasses.field(default="", compare=False)
     homogeneous: bool = True
     through: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     fixed: tuple[Member, ...] = dataclasses.field(default=(), compare=False)
@@ -160,8 +162,13 @@ class Group(Written):
       scales: members that multiply the units.
       states: values that are not trained but carry the units (running statistics).
       consumers: members that contract the units away.
-      output_biases: biases behind the consumers, which scale with the whole pair (for
-        ``balance``); ``None`` where they are not known.
+      output_biases: biases behind the consumers and before the next pair, which scale
+        with the whole pair (for ``balance``); ``None`` where they were not written.
+      downstream: key paths of all biases behind the consumers, as a search finds them:
+        scaled together with the consumers, they scale every output of the function.
+        ``None`` where there is no such set, or no search.
+      unbalanced: why ``downstream`` is not known: what the pair's output passes, such
+        as a residual connection or a softmax.
       homogeneous: whether this is a pair: scaling the incoming side by c > 0 and the
         outgoing side by 1/c leaves the function as it is.
       through: the operations between producers and consumers.

@@ -1,14 +1,17 @@
 """The proximal step of the path penalty: it removes whole ReLU units, exactly.
 
-a <- a / ||a||, b <- b / ||a||, v <- v max(0, 1 - learning_rate * strength / ||v||)
-for incoming weights a, bias b and outgoing weights v of a unit (arXiv 2210.03069).
+For incoming weights a and outgoing weights v of a unit the penalty is ||a|| ||v||, and
+in the form of the paper (arXiv 2210.03069), with its bias b,
+
+a <- a / ||a||, b <- b / ||a||, v <- v max(0, 1 - learning_rate * strength / ||v||).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from volax import masks, prox
@@ -16,7 +19,7 @@ from volax._numerics import wide
 from volax._sharding import alike, pinned
 from volax.pairs import _layout, records
 from volax.pairs._path_norm import path_norms, side_norms
-from volax.pairs.records import Group, Written
+from volax.pairs.records import Group, Member, Written
 from volax.transforms import _hyperparams, _post_step, _units
 from volax.transforms._hyperparams import Hyperparameter
 
@@ -32,7 +35,9 @@ def path_prox(
     strength: Hyperparameter,
     pairs: Written | Iterable[Written],
     *,
-    normalize: str = "project",
+    normalize: str = "rescale",
+    p: Hyperparameter = 1.0,
+    regularize_bias: bool = False,
     balance: bool = False,
     freeze_dead: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -40,15 +45,27 @@ def path_prox(
 
     For a ReLU unit with incoming weights $a$, bias $b$ and outgoing weights $v$, weight
     decay has the same minima as this path penalty, whose proximal step removes whole
-    units. After the step of the optimizer, with learning rate $\eta$,
+    units: one whose $v$ reaches exactly zero is dead, and ``compact`` removes it.
 
-    $$a \leftarrow \frac{a}{\lVert a \rVert}, \quad
-      b \leftarrow \frac{b}{\lVert a \rVert}, \quad
-      v \leftarrow v \max\Bigl(0, 1 - \frac{\eta \lambda}{\lVert v \rVert}\Bigr).$$
+    Stands last in the chain, after an optimizer of learning rate $\eta$. Weights in no
+    pair are not touched; give those ordinary decay by :func:`volax.unpaired`.
 
-    A unit whose $v$ reaches exactly zero is dead; ``compact`` removes it. Stands last
-    in the chain. Weights outside the pairs are not touched; give those ordinary decay
-    by :func:`volax.unpaired`. Momentum is best left out, as in the paper.
+    *Strength.* Under SGD without momentum, all modes rest where the loss plus
+    $\lambda \sum \lVert a \rVert \lVert v \rVert$ is stationary; a unit stays if it
+    lowers the loss by more than $\lambda$ for each unit of path norm, whatever $\eta$
+    is. Start at the strength of the weight decay that you would use and go up by
+    factors of three. Adam divides the gradient by its own size, so there the loss has
+    no weight against $\lambda$: what counts is how far the penalty goes alone, which is
+    $\lambda \sum \eta$ over the steps (at $\lVert a \rVert = 1$). Where that sum
+    reaches the norms $\lVert v \rVert$ of the units, most of them die: a strength
+    between a tenth of $1 / \sum \eta$ and a few times that prunes.
+
+    *Dead units come back* where a gradient moves their outgoing weights further in one
+    step than $\eta \lambda$. With momentum they go on moving for the steps that are
+    still in the buffer, and under Adam a group of n weights moves by about
+    $\eta \sqrt{n}$ in each, however small its gradient has become. ``freeze_dead``
+    keeps them at zero; it is what makes this step prune under Adam. Without momentum,
+    leave it off: a unit that the loss wants back then comes back.
 
     On a mesh every weight keeps its sharding, and the devices exchange vectors with a
     number a unit. Inside a ``shard_map`` norms are local, those of the parts that a
@@ -56,24 +73,45 @@ def path_prox(
 
     Args:
       learning_rate: $\eta \ge 0$, the same number, array or schedule that the optimizer
-        in the chain has; :func:`volax.path_prox_sgd` gives one to both.
+        in the chain has; :func:`volax.path_prox_sgd` and :func:`volax.path_prox_adam`
+        give one to both.
       strength: $\lambda \ge 0$, number, array or schedule.
       pairs: which weights belong to one unit, from ``find_pairs`` or
-        :func:`volax.pair`; applied in the given order, each to what the one before
-        left, where one leaf is the outgoing side of one pair and the incoming side of
-        another.
-      normalize: ``"project"`` is the reference, whose fixed points are those of the
-        loss plus $\lambda \sum \lVert a \rVert \lVert v \rVert$. ``"rescale"``
-        multiplies $v$ by the old $\lVert a \rVert$ before the threshold, so that
-        normalising leaves the function as it is; this keeps the radial part of $a$'s
-        step, which turns the penalty into $\lambda \sum \arctan \lVert a \rVert
-        \lVert v \rVert$ and lets noise grow $v$: more units die, and training diverges
-        at smaller learning rates.
+        :func:`volax.pair`, in the order of the network.
+      normalize: what happens to the units' scale, which the function does not see.
+
+        ``"rescale"`` first divides every $a$ (and $b$) by $\lVert a \rVert$ and
+        multiplies $v$ by it, which leaves the function as it is. Then it shrinks the
+        path norms $t = \lVert v \rVert$ to the $z$ with
+        $t = (z + \eta \lambda) (1 + \eta \lambda z)$, zero for $t \le \eta \lambda$:
+        one factor for the penalty on $v$, one for that on $a$. The result does not
+        depend on the scale that the units had.
+
+        ``"none"`` leaves the scale alone. $a$ takes a gradient step and $v$ a proximal
+        one, $v \leftarrow v \max(0, 1 - \eta \lambda \lVert a \rVert / \lVert v
+        \rVert)$ and $a \leftarrow a - \eta \lambda \lVert v \rVert a / \lVert a
+        \rVert$, with the norms before the step on the right.
+
+        ``"project"`` is the algorithm of the paper, with nothing to make up for the
+        division: $a \leftarrow a / \lVert a \rVert$, $b \leftarrow b / \lVert a
+        \rVert$, $v \leftarrow v \max(0, 1 - \eta \lambda / \lVert v \rVert)$.
+
+        Pairs that share weights (the outgoing weights of one are the incoming weights
+        of the next, in every net of three layers) are refused by ``"project"``, for
+        which ``pairs.disjoint()`` chooses. The sum of their path norms depends on the
+        units' scale. ``"none"`` minimises it as it is: with weights $x, y, z$ in a row,
+        $|xy| + |yz|$ falls as $y$ does, so the middle layers become small and the outer
+        ones large, and few units die. ``"rescale"`` shrinks each path norm where all
+        incoming norms are one.
+      p: in (0, 1]; below one the penalty is
+        $\lambda \sum (\lVert a \rVert \lVert v \rVert)^p$, which spares large units and
+        removes more of the small ones.
+      regularize_bias: counts the bias of a unit among its incoming weights.
       balance: first equalises the total path norm of the pairs (to their geometric
         mean) by scaling outgoing weights and, along the network, the ``biases`` and
         ``output_biases`` of the pairs. The function stays as it is where the pairs
         follow one another, in this order, through layers without other biases; needs
-        pairs of :func:`volax.pair`, which name them.
+        pairs that share no weight. A pair whose units are all dead keeps its scale.
       freeze_dead: keeps dead units dead; otherwise a gradient may revive them.
 
     Returns:
@@ -82,15 +120,16 @@ def path_prox(
       shrunk.
 
     Raises:
-      ValueError: a hyperparameter negative or not finite, an unknown ``normalize``, no
-        pairs, something that is no pair; at ``update`` no ``params``, a pair that does
-        not fit the tree or is masked out by half, two pairs that overlap on one side.
+      ValueError: a hyperparameter out of range, an unknown ``normalize``, no pairs,
+        something that is no pair; at ``update`` no ``params``, a pair that does not fit
+        the tree or is masked out by half, two pairs that overlap on one side, or under
+        ``"project"`` on any.
 
     Example:
       >>> import jax.numpy as jnp, optax, volax
       >>> params = {"a": jnp.array([[2.0, 1.0]]), "v": jnp.array([[1.0], [0.25]])}
-      >>> tx = optax.chain(
-      ...     optax.sgd(0.5), volax.path_prox(0.5, 0.5, volax.pair("a", "v")))
+      >>> prox = volax.path_prox(0.5, 0.5, volax.pair("a", "v"), normalize="project")
+      >>> tx = optax.chain(optax.sgd(0.5), prox)
       >>> grads = {"a": jnp.zeros((1, 2)), "v": jnp.zeros((2, 1))}
       >>> updates, _ = tx.update(grads, tx.init(params), params)
       >>> new = optax.apply_updates(params, updates)
@@ -99,14 +138,18 @@ def path_prox(
 
     References:
       Yang et al., `A Better Way to Decay <https://arxiv.org/abs/2210.03069>`_, 2022,
-      the PathProx algorithm; ``normalize="rescale"`` is ours.
+      the PathProx algorithm (``"project"``; the other two modes are ours); Nakhleh and
+      Nowak, `A New Perspective on Sparse ReLU Networks
+      <https://arxiv.org/abs/2505.21791>`_, 2025, for p below 1.
     """
-    numbers = {"learning_rate": learning_rate, "strength": strength}
+    numbers = {"learning_rate": learning_rate, "strength": strength, "p": p}
     for argument, value in numbers.items():
-        _hyperparams.check("path_prox", argument, value)
-    if normalize not in ("project", "rescale"):
+        low, high = (_LEAST_P, 1.0) if argument == "p" else (0.0, np.inf)
+        _hyperparams.check("path_prox", argument, value, low, high)
+    if normalize not in _MODES:
         raise ValueError(
-            f"path_prox: normalize must be 'project' or 'rescale', got {normalize!r}"
+            f"path_prox: normalize must be one of {', '.join(map(repr, _MODES))}, "
+            f"got {normalize!r}"
         )
     written = records.as_groups(pairs, "path_prox")
     is_scheduled = _hyperparams.is_scheduled(*numbers.values())
@@ -122,23 +165,30 @@ def path_prox(
         _post_step.require_params("path_prox", params)
         groups, _ = _units.present("path_prox", written, params)
         records.check_sides(groups)
+        if normalize == "project":
+            records.check_disjoint(groups, _APART)
         paths = {m.path for g in groups for m in g.members}
         if balance:
-            paths |= {m.path for g in groups for m in g.output_biases or ()}
+            paths |= {path for g in groups for path in _behind(g)}
         weights = _post_step.tentative_weights(
             "path_prox", updates, params, masks.Only(frozenset(paths))
         )
         now = {path: wide(leaf.after) for path, leaf in weights.items()}
+        before = {path: wide(leaf.before) for path, leaf in weights.items()}
         count = state.count if is_scheduled else None
-        rates = [_hyperparams.at(value, count) for value in numbers.values()]
+        rate, force, power = (_hyperparams.at(v, count) for v in numbers.values())
         balances = _balances(now, groups) if balance else [_UNBALANCED] * len(groups)
+        steps = []
         for group, scales in zip(groups, balances):
             dtype = now[group.producers[0].path].dtype
-            step = _hyperparams.product(rates[0], rates[1], dtype)
-            before = {m.path: weights[m.path].before for m in group.consumers}
-            now = _proximal(
-                now, group, step, normalize, before if freeze_dead else {}, scales
-            )
+            step = _hyperparams.product(rate, force, dtype)
+            incoming = group.producers + (group.biases if regularize_bias else ())
+            steps.append(_Step(group, incoming, step, power, scales))
+        now = _MODES[normalize](now, before, steps)
+        for scales in balances:
+            now |= {path: now[path] * factor for path, factor in scales.leaves.items()}
+        if freeze_dead:
+            now = _frozen(now, before, groups)
         targets = {path: _post_step.Target(t, keeps=False) for path, t in now.items()}
         if is_scheduled:
             state = PathProxState(_hyperparams.next_count(state.count))
@@ -147,52 +197,233 @@ def path_prox(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+_LEAST_P = 0.01
+_APART = (
+    "path_prox: normalize='project' would normalise what it has shrunk where pairs "
+    "share weights; take pairs.disjoint(), or normalize='rescale' or 'none'"
+)
+Leaves = dict[str, jax.Array]
+Factors = float | jax.Array
+
+
 class _Scales(NamedTuple):
-    """What balancing multiplies a pair by; the biases behind it by the product."""
+    """What balancing multiplies a pair by, and leaves that it multiplies as a whole."""
 
-    biases: float | jax.Array
-    consumers: float | jax.Array
-
-
-_UNBALANCED = _Scales(1, 1)
+    biases: Factors
+    consumers: Factors
+    leaves: dict[str, jax.Array]
 
 
-def _proximal(
-    now: dict[str, jax.Array],
-    group: Group,
-    threshold: float | jax.Array,
-    normalize: str,
-    before: dict[str, jax.Array],
-    scales: _Scales,
-) -> dict[str, jax.Array]:
-    """The weights by key path after the proximal step of one pair."""
-    is_shared = bool(group.biases) or normalize == "rescale"
-    incoming = side_norms(group.producers, group.sizes, now, shared=is_shared)
-    usable = (incoming > 0) & jnp.isfinite(incoming)
-    incoming = jnp.where(usable, incoming, 1)
-    # Each use of the norms may be laid out as its parameter is, so pin what they share.
-    incoming = pinned(incoming) if is_shared else incoming
-    # Of the unscaled weights: the norm is at hand, and no pass over them is spent.
-    outgoing = side_norms(group.consumers, group.sizes, now)
-    carried = scales.consumers
-    if normalize == "rescale":
-        incoming, outgoing = alike(incoming, outgoing)
-        carried = carried * incoming
-    factor = carried * prox.group_shrinkage(carried * outgoing, threshold)
-    if before:
-        factor = jnp.where(
-            side_norms(group.consumers, group.sizes, before) == 0, 0, factor
+_UNBALANCED = _Scales(1, 1, {})
+
+
+class _Step(NamedTuple):
+    """The step of one pair."""
+
+    group: Group
+    incoming: tuple[Member, ...]  # whose norm is that of a
+    size: Factors  # learning rate times strength
+    p: Factors
+    scales: _Scales
+
+    def norm(self, members: tuple[Member, ...], leaves: Leaves) -> jax.Array:
+        """The norm of one side of each unit, which several parameters use."""
+        return side_norms(members, self.group.sizes, leaves, shared=True)
+
+    def scaled(
+        self, members: Iterable[Member], leaves: Leaves, factors: jax.Array
+    ) -> Leaves:
+        """The leaves with some members of each unit multiplied."""
+        after = dict(leaves)
+        for m in members:
+            after[m.path] = _layout.scale(m, self.group.sizes, after[m.path], factors)
+        return after
+
+
+def _projected(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
+    """The paper's step: a to the unit sphere, v shrunk, nothing made up for."""
+    del before
+    for step in steps:
+        group, scales = step.group, step.scales
+        is_shared = len(step.incoming) > 1 or bool(group.biases)
+        incoming = side_norms(step.incoming, group.sizes, now, shared=is_shared)
+        incoming = jnp.where(_usable(incoming), incoming, 1)
+        # Each use of the norms may be laid out as its parameter is.
+        incoming = pinned(incoming) if is_shared else incoming
+        # Of the unscaled weights: the norm is at hand, and no pass over them is spent.
+        outgoing = scales.consumers * side_norms(group.consumers, group.sizes, now)
+        factor = scales.consumers * _shrinkage(outgoing, step.size, step.p)
+        now = step.scaled(group.producers, now, 1 / incoming)
+        now = step.scaled(group.biases, now, scales.biases / incoming)
+        now = step.scaled(group.consumers, now, factor)
+    return now
+
+
+def _rescaled(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
+    """First all units to ||a|| = 1, then all path norms shrunk.
+
+    The order of the pairs matters to the first part alone, and there it is that of the
+    network: what one pair hands to its consumers, the next one takes off them again.
+    """
+    del before
+    apart = not any(records.conflicts([step.group for step in steps]))
+    norms = []
+    for step in steps:
+        group, scales = step.group, step.scales
+        incoming, outgoing = alike(
+            step.norm(step.incoming, now), step.norm(group.consumers, now)
         )
-    factors = {
-        "producer": 1 / incoming, "bias": scales.biases / incoming, "consumer": factor,
-    }  # fmt: skip
-    after = dict(now)
-    for m in group.output_biases or ():
-        if m.path in now:
-            after[m.path] = after[m.path] * (scales.biases * scales.consumers)
-    for m in (*group.producers, *group.biases, *group.consumers):
-        after[m.path] = _layout.scale(m, group.sizes, after[m.path], factors[m.role])
-    return after
+        outgoing = outgoing * scales.consumers
+        # The incoming weights of a unit that dies below are not normalised: no unit
+        # needs them, and as outgoing weights of the pair before they shrink to nothing.
+        lives = _path_shrinkage(incoming * outgoing, step.size, step.p) > 0
+        taken = pinned(jnp.where(_usable(incoming) & lives, incoming, 1))
+        now = step.scaled(group.producers, now, 1 / taken)
+        now = step.scaled(group.biases, now, scales.biases / taken)
+        now = step.scaled(group.consumers, now, scales.consumers * taken)
+        norms.append((incoming / taken, outgoing * taken))
+    factors = []
+    for step, (incoming, outgoing) in zip(steps, norms):
+        if not apart:  # a later pair has taken some of the outgoing norm
+            (outgoing,) = alike(step.norm(step.group.consumers, now))
+        factors.append(_path_shrinkage(incoming * outgoing, step.size, step.p))
+    for step, factor in zip(steps, factors):
+        now = step.scaled(step.group.consumers, now, factor)
+    return now
+
+
+def _descended(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
+    """A gradient step on a, a proximal step on v, from the norms before the step.
+
+    Every part is that of the penalty at the weights before the step, or their proximal
+    map, so that a weight that belongs to several pairs gets the sum of all.
+    """
+    thresholds = []
+    for step in steps:
+        group, p = step.group, step.p
+        incoming, outgoing = alike(
+            step.norm(step.incoming, before), step.norm(group.consumers, before)
+        )
+        outgoing = outgoing * step.scales.consumers
+        # The gradient of ||a||^p ||v||^p in a is p ||a||^(p-2) ||v||^p a.
+        usable = _usable(incoming)
+        size = jnp.where(usable, incoming, 1)
+        pull = step.size * p * _power(outgoing, p) * _power(size, p - 2)
+        pull = jnp.where(usable & jnp.isfinite(pull), jnp.minimum(pull, 1), 0)
+        for m in step.incoming:
+            part = _layout.scale(m, group.sizes, before[m.path], pinned(pull), others=0)
+            now = now | {m.path: now[m.path] - part}
+        threshold = step.size * _power(jnp.where(usable, incoming, 0), p)
+        thresholds.append(jnp.where(jnp.isfinite(threshold), threshold, 0))
+    factors = []
+    for step, threshold in zip(steps, thresholds):
+        outgoing = step.norm(step.group.consumers, now)
+        outgoing, threshold = alike(outgoing * step.scales.consumers, threshold)
+        factors.append(step.scales.consumers * _shrinkage(outgoing, threshold, step.p))
+    for step, factor in zip(steps, factors):
+        now = step.scaled(step.group.consumers, now, factor)
+        if step.scales is not _UNBALANCED:
+            along = jnp.broadcast_to(step.scales.biases, step.group.sizes)
+            now = step.scaled(step.group.biases, now, along)
+    return now
+
+
+_MODES = {"rescale": _rescaled, "project": _projected, "none": _descended}
+
+
+def _usable(norms: jax.Array) -> jax.Array:
+    """Whether a norm can be divided by."""
+    return (norms > 0) & jnp.isfinite(norms)
+
+
+def _power(x: jax.Array, p: Factors) -> jax.Array:
+    """``x ** p``, without the power where p is the number 1 or -1."""
+    if isinstance(p, int | float) and p in (1, -1):
+        return x if p == 1 else 1 / x
+    return x**p
+
+
+def _shrinkage(norms: jax.Array, step: Factors, p: Factors) -> jax.Array:
+    """The factors of the proximal map of ``step * norm ** p``."""
+    if isinstance(p, int | float) and p == 1:
+        return prox.group_shrinkage(norms, step)
+    return _factor(prox.lp(norms, step, p), norms, step)
+
+
+def _path_shrinkage(norms: jax.Array, step: Factors, p: Factors) -> jax.Array:
+    r"""The factors of path norms t whose optimum is that of ``step * t ** p``.
+
+    At ||a|| = 1 a gradient step of length h multiplies ||a|| by (1 + h r) and ||v|| = t
+    by (1 + h r / t^2), where r is what the loss loses by either's growth, so that t
+    becomes (t + h r / t) (1 + h r). At the optimum of the loss plus s t^p it is
+    r = s p t^p. With k = h s, what undoes that step there, and so stands still at the
+    optimum and nowhere else, takes t to the z with
+
+        t = (z + k p z^(p-1)) (1 + k p z^p).
+
+    The first factor is the proximal map; for p = 1 the equation is quadratic. With the
+    proximal map alone the second factor would be left over: t would grow by h r t in
+    each step, against a penalty whose slope falls as 1 / (1 + t^2), and diverge.
+    """
+    k = jnp.asarray(step, norms.dtype)
+    if isinstance(p, int | float) and p == 1:
+        above = jnp.maximum(norms - k, 0)
+        linear = 1 + k * k
+        shrunk = 2 * above / (linear + jnp.sqrt(linear * linear + 4 * k * above))
+    else:
+        shrunk = _solved(norms, k, jnp.asarray(p, norms.dtype))
+    return _factor(shrunk, norms, k)
+
+
+def _solved(norms: jax.Array, k: jax.Array, p: jax.Array) -> jax.Array:
+    """The same for any p, by Newton's method on z = lp(t / (1 + k p z^p), k, p).
+
+    The right side falls as z grows: what is known on which side of z the solution lies
+    halves the interval where a step would leave it.
+    """
+
+    def image(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inside = norms / (1 + k * p * z**p)
+        return inside, prox.lp(inside, k, p)
+
+    def closer(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        low, z, high = state
+        inside, x = image(z)
+        low, high = jnp.where(x > z, z, low), jnp.where(x > z, high, z)
+        size = jnp.where(x > 0, x, 1)
+        slope = jnp.where(x > 0, 1 / (1 - k * p * (1 - p) * size ** (p - 2)), 0)
+        fall = inside * k * p * p * z ** (p - 1) / (1 + k * p * z**p)
+        new = z + (x - z) / (1 + slope * fall)
+        within = ((new > low) & (new < high)) | (new == z)
+        return low, jnp.where(within, new, (low + high) / 2), high
+
+    start = jnp.where(_usable(norms), norms, 1)
+    ends = jnp.zeros_like(start), start, start
+    return image(jax.lax.fori_loop(0, _ROUNDS, closer, ends)[1])[1]
+
+
+_ROUNDS = 12  # each doubles the digits, after a few from far away
+
+
+def _factor(shrunk: jax.Array, norms: jax.Array, step: Factors) -> jax.Array:
+    """What takes norms to shrunk ones; 1 where a norm is not finite or step is 0."""
+    alive = (norms > 0) & (shrunk > 0)
+    factor = jnp.where(alive, shrunk / jnp.where(alive, norms, 1), 0)
+    kept = ~jnp.isfinite(norms) | (jnp.asarray(step) <= 0)
+    return jnp.where(kept, 1, factor)
+
+
+def _frozen(now: Leaves, before: Leaves, groups: Iterable[Group]) -> Leaves:
+    """The leaves with the units dead that were so before."""
+    for group in groups:
+        was = {m.path: before[m.path] for m in group.consumers}
+        alive = side_norms(group.consumers, group.sizes, was, shared=True) > 0
+        for m in group.consumers:
+            kept = _layout.scale(
+                m, group.sizes, now[m.path], alive.astype(now[m.path].dtype)
+            )
+            now = now | {m.path: kept}
+    return now
 
 
 def _balances(now: dict[str, jax.Array], groups: tuple[Group, ...]) -> list[_Scales]:
@@ -209,16 +440,50 @@ def _balances(now: dict[str, jax.Array], groups: tuple[Group, ...]) -> list[_Sca
             "path_prox: balance needs pairs that share no parameter, got "
             + "; ".join(g.name for g in groups)
         )
-    unknown = [g.name for g in groups if g.output_biases is None]
+    unknown = [
+        g.name + (f" ({g.unbalanced})" if g.unbalanced else "")
+        for g in groups
+        if g.downstream is None and g.output_biases is None
+    ]
     if unknown:
         raise ValueError(
-            "path_prox: balance has to scale the biases behind the consumers, which a "
-            f"search does not tell for {'; '.join(unknown)}; write the pairs down with "
-            "volax.pair(..., output_bias=...)"
+            "path_prox: balance has to scale the biases behind the consumers, which "
+            f"are not known for {'; '.join(unknown)}; where they can be scaled, write "
+            "the pairs down with volax.pair(..., output_bias=...)"
         )
     totals = jnp.stack([jnp.sum(path_norms(g, now)) for g in groups])
-    logs = jnp.log(totals)
-    usable = jnp.all((totals > 0) & jnp.isfinite(totals))
-    logs = jnp.where(usable, jnp.mean(logs) - logs, 0)
-    along = jnp.exp(jnp.cumsum(logs) - logs)
-    return [_Scales(along[k], jnp.exp(logs[k])) for k in range(len(groups))]
+    # A pair that is dead as a whole, or not finite, keeps its scale.
+    live = _usable(totals)
+    logs = jnp.log(jnp.where(live, totals, 1))
+    mean = jnp.sum(logs) / jnp.maximum(jnp.sum(live, dtype=logs.dtype), 1)
+    logs = jnp.where(live, mean - logs, 0)
+    # A pair written by hand names the biases up to the next one, and the biases of that
+    # one follow; a search names all of them, in whatever order the pairs are.
+    biases = [jnp.zeros((), logs.dtype)] * len(groups)
+    leaves: dict[str, Factors] = {}
+    for k, group in enumerate(groups):
+        reached = [*_behind(group)]
+        if group.downstream is None:
+            for j in range(k + 1, len(groups)):
+                biases[j] = biases[j] + logs[k]
+                reached += _behind(groups[j])
+        for path in dict.fromkeys(reached):
+            leaves[path] = leaves.get(path, 0) + logs[k]
+    missing = [path for path in leaves if path not in now]
+    if missing:
+        raise ValueError(
+            "path_prox: balance has to scale the biases behind the consumers, and "
+            f"{', '.join(missing)} is masked out"
+        )
+    scales = [_Scales(jnp.exp(b), jnp.exp(c), {}) for b, c in zip(biases, logs)]
+    scales[0] = scales[0]._replace(
+        leaves={path: jnp.exp(total) for path, total in leaves.items()}
+    )
+    return scales
+
+
+def _behind(group: Group) -> tuple[str, ...]:
+    """Key paths of the biases behind a pair, those that the record names."""
+    if group.downstream is not None:
+        return group.downstream
+    return tuple(m.path for m in group.output_biases or ())

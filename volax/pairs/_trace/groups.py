@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from volax.pairs._trace import terms
+from volax.pairs._trace.behind import Behind
 from volax.pairs._trace.carried import Carried
 from volax.pairs._trace.compat import source_line
 from volax.pairs._trace.degrees import Degrees
@@ -43,6 +44,7 @@ class Grouping:
       degrees: how every value scales.
       carried: which values carry which leaves.
       foreign: names of arrays that cannot be cut, by the leaves that lie along them.
+      behind: the biases behind each pair.
       last: of each record that :meth:`groups` made, the leaf of its last unit index.
     """
 
@@ -52,6 +54,7 @@ class Grouping:
         self.degrees = Degrees(tape, given.params)
         self.carried = Carried(tape, self.degrees)
         self.foreign = self._foreign()
+        self.behind = Behind(tape, given.params, given.outputs, given.written)
         self.last: list[Term] = []
 
     def _foreign(self) -> dict[Term, tuple[str, ...]]:
@@ -92,15 +95,19 @@ class Grouping:
                 seen.add(whole)
                 numbers = self._order(unit, wholes)
                 self.last.append(numbers[-1])
-                found.append(
-                    record(
-                        unit,
-                        numbers,
-                        self.degrees,
-                        self.given.states,
-                        self.foreign.get(unit.leaf, ()),
-                    )
+                group = record(
+                    unit,
+                    numbers,
+                    self.degrees,
+                    self.given.states,
+                    self.foreign.get(unit.leaf, ()),
                 )
+                if group.homogeneous:
+                    biases, why = self.behind.biases(group)
+                    group = dataclasses.replace(
+                        group, downstream=biases, unbalanced=why
+                    )
+                found.append(group)
         return Groups(tuple(found), tuple(dict.fromkeys(refused)) + self._unused())
 
     def _refusal(self, unit: Unit) -> Poison | None:

@@ -93,8 +93,17 @@ def search(given: Traceable, what: str, ignore: Selection = ()) -> Groups[Group]
     data += [v for v in tape.values if v.name in (CAPTURED, RANDOM)]
     data += [v for v in params.values() if v.kind == DATA]
     trained = {path: v for path, v in params.items() if v.kind == WEIGHT}
+    back = {v for tree in written for _, v in tree}
     grouping = Grouping(
-        tape, Given(trained, states, data, unread_beside(states, unread))
+        tape,
+        Given(
+            trained,
+            states,
+            data,
+            unread_beside(states, unread),
+            [v for v in outs if v not in back],
+            list(back),
+        ),
     )
     found = grouping.groups()
     if captured and not found:
