@@ -13,6 +13,7 @@ from benchmarks import (
     frontier,
     inference,
     mnist,
+    optimizers,
     packed,
     peers,
     subnormal,
@@ -118,3 +119,12 @@ def test_a_study_trains_what_is_missing_and_prints_a_table(
     assert len([line for line in printed if line.startswith("| tiny")]) == 2 * len(
         {(row["method"], str(row["setting"])) for row in rows}
     )
+
+
+def test_a_line_for_every_optimizer_and_mode(capsys):
+    command = ["--optimizers=adamw", "--modes=p=1/2", "--widths=8,6", "--small=3"]
+    optimizers.main([*command, "--epochs=1", "--seeds=1", "--validation=0.8"])
+    lines = capsys.readouterr().out.splitlines()[3:]
+    small, *frozen = [line.split(" | ") for line in lines]
+    assert small[1:5] == ["trained small", "", "0", "3 3"]
+    assert [cells[2] for cells in frozen] == ["yes", "no"]

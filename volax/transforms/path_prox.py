@@ -50,22 +50,22 @@ def path_prox(
     Stands last in the chain, after an optimizer of learning rate $\eta$. Weights in no
     pair are not touched; give those ordinary decay by :func:`volax.unpaired`.
 
-    *Strength.* Under SGD without momentum, all modes rest where the loss plus
-    $\lambda \sum \lVert a \rVert \lVert v \rVert$ is stationary; a unit stays if it
-    lowers the loss by more than $\lambda$ for each unit of path norm, whatever $\eta$
-    is. Start at the strength of the weight decay that you would use and go up by
+    *Strength.* Under SGD, and for pairs that share no weight, all modes rest where the
+    loss plus $\lambda \sum \lVert a \rVert \lVert v \rVert$ is stationary: a unit stays
+    if it lowers the loss by more than $\lambda$ for each unit of path norm, whatever
+    $\eta$ is. Start at the strength of the weight decay that you would use and go up by
     factors of three. Adam divides the gradient by its own size, so there the loss has
     no weight against $\lambda$: what counts is how far the penalty goes alone, which is
     $\lambda \sum \eta$ over the steps (at $\lVert a \rVert = 1$). Where that sum
-    reaches the norms $\lVert v \rVert$ of the units, most of them die: a strength
-    between a tenth of $1 / \sum \eta$ and a few times that prunes.
+    reaches the norms $\lVert v \rVert$ of the units, most of them die.
 
     *Dead units come back* where a gradient moves their outgoing weights further in one
     step than $\eta \lambda$. With momentum they go on moving for the steps that are
     still in the buffer, and under Adam a group of n weights moves by about
     $\eta \sqrt{n}$ in each, however small its gradient has become. ``freeze_dead``
-    keeps them at zero; it is what makes this step prune under Adam. Without momentum,
-    leave it off: a unit that the loss wants back then comes back.
+    keeps them at zero. It costs the units that the loss would want back later, so turn
+    it on where few units die because many come back, and at the end of training, where
+    a learning rate that falls to zero takes the threshold along.
 
     On a mesh every weight keeps its sharding, and the devices exchange vectors with a
     number a unit. Inside a ``shard_map`` norms are local, those of the parts that a

@@ -27,12 +27,16 @@ class Given:
       states: paths and values of the inputs that may be cut (running statistics).
       data: values of the other inputs and of captured arrays, with a name.
       unknown: state that the program does not read, and the state that it may lie like.
+      outputs: what the program returns, but for state.
+      written: the state that it returns.
     """
 
     params: dict[str, Value]
     states: list[tuple[str, Value]]
     data: list[Value]
     unknown: list[tuple[Value, Value]] = dataclasses.field(default_factory=list)
+    outputs: list[Value] = dataclasses.field(default_factory=list)
+    written: list[Value] = dataclasses.field(default_factory=list)
 
 
 class Grouping:
