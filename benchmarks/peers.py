@@ -164,7 +164,9 @@ def _prox(balance: bool) -> Peer:
         return proximal(torch, pairs, step, STRENGTH["path"], balance=balance)
 
     def same(pairs):
-        last = volax.path_prox(RATE, STRENGTH["path"], pairs, balance=balance)
+        last = volax.path_prox(
+            RATE, STRENGTH["path"], pairs, normalize="project", balance=balance
+        )
         return optax.chain(optax.adam(RATE), last)
 
     return Peer(make, same, 40)
