@@ -283,7 +283,7 @@ def test_injected_inside_for_what_is_not_the_strength():
     def make(strength):
         @optax.inject_hyperparams
         def inner(rate):
-            return volax.path_prox_sgd(rate, strength, PAIR)
+            return volax.path_prox_sgd(rate, strength, PAIR, normalize="project")
 
         return inner(rate=RATE)
 
@@ -433,7 +433,9 @@ def digits_params(units):
 COSINE = optax.cosine_decay_schedule(0.1, 400)
 DIGITS = {
     "path_prox, SGD": (
-        lambda s: volax.path_prox_sgd(COSINE, s, PAIR, momentum=0.9),
+        lambda s: volax.path_prox_sgd(
+            COSINE, s, PAIR, momentum=0.9, normalize="project"
+        ),
         {"groups": PAIR},
     ),
     "lp_decay, Adam": (

@@ -184,11 +184,11 @@ def path_prox(
             step = _hyperparams.product(rate, force, dtype)
             incoming = group.producers + (group.biases if regularize_bias else ())
             steps.append(_Step(group, incoming, step, power, scales))
+        if freeze_dead:  # before any norm is taken: momentum still moves dead units
+            now = _frozen(now, before, groups)
         now = _MODES[normalize](now, before, steps)
         for scales in balances:
             now |= {path: now[path] * factor for path, factor in scales.leaves.items()}
-        if freeze_dead:
-            now = _frozen(now, before, groups)
         targets = {path: _post_step.Target(t, keeps=False) for path, t in now.items()}
         if is_scheduled:
             state = PathProxState(_hyperparams.next_count(state.count))
