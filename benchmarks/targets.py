@@ -24,7 +24,7 @@ from volax.examples._files import write_json
 from volax.examples.data import CLASSES, Dataset, load_dataset
 
 PAIR = volax.pair("l1/kernel", "l2/kernel", bias="l1/bias")
-STRENGTHS = 10.0 ** np.arange(-3, 1.1, 0.5)
+STRENGTHS = 10.0 ** np.arange(-5, 1.1, 0.5)
 
 
 class Setting(NamedTuple):
@@ -250,8 +250,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for name in names:
         for optimizer in optimizers:
-            tuned = {"freeze": not given.free}
-            rows += measure(setting, data, optimizer, name, targets, given.seeds, tuned)
+            rows += measure(setting, data, optimizer, name, targets, given.seeds)
             if given.json:
                 write_json(given.json, {"machine": machine.facts(), "rows": rows})
     print(table(rows))

@@ -58,6 +58,31 @@ def _adams(prox: Any) -> Any:
     return volax.proximal_adam(RATE, 0.1, prox)
 
 
+def _tuned(measure: str, rule: Any) -> Any:
+    """A rule, given strength and pairs, behind a target that is never met."""
+
+    def make(pairs: Any) -> Any:
+        return volax.tune_strength(
+            lambda strength: rule(strength, pairs),
+            0.5,
+            measure=measure,
+            groups=None if measure == "weights" else pairs,
+            initial=1e-6,
+            steps=10**6,
+        )
+
+    return _behind(make)
+
+
+def _tuned_decay(strength: Any, pairs: Any) -> Any:
+    del pairs
+    return volax.lp_decay(RATE, strength, 1, snap_below=1e-12)
+
+
+def _tuned_prox(strength: Any, pairs: Any) -> Any:
+    return volax.path_prox(RATE, strength, pairs)
+
+
 def _injected(pairs: Any) -> Any:
     return optax.inject_hyperparams(volax.lp_decay)(RATE, 0.1, 0.8, mask="matrices")
 
@@ -107,6 +132,8 @@ ROWS = (
     Row("keep_units", _kept(), 32, 1.90, 1.25),
     Row("keep_units every 100", _kept(every=100), 28, 1.90, 1.25),
     Row("keep_units global", _kept(scope="global", every=100), 28, 1.90, 1.25),
+    Row("tune_strength lp_decay", _tuned("weights", _tuned_decay), 32, None, None),
+    Row("tune_strength path_prox", _tuned("units", _tuned_prox), 44, None, None),
 )  # fmt: skip
 VGG = (
     ADAM,

@@ -17,6 +17,7 @@ from benchmarks import (
     packed,
     peers,
     subnormal,
+    targets,
     transformer,
     trees,
     update,
@@ -128,3 +129,26 @@ def test_a_line_for_every_optimizer_and_mode(capsys):
     small, *frozen = [line.split(" | ") for line in lines]
     assert small[1:5] == ["trained small", "", "0", "3 3"]
     assert [cells[2] for cells in frozen] == ["yes", "no"]
+
+
+def test_a_study_of_targets_prints_shares_beside_fixed_strengths(monkeypatch, capsys):
+    small = targets.SETTINGS["digits"]._replace(units=6, epochs=1)
+    monkeypatch.setitem(targets.SETTINGS, "digits", small)
+    monkeypatch.setattr(targets, "STRENGTHS", np.array([0.0, 10.0]))
+    rules = "path_prox,lp_decay"
+    given = [
+        "--rules",
+        rules,
+        "--optimizers",
+        "sgd",
+        "--targets",
+        "0.3",
+        "--seeds",
+        "1",
+    ]
+    targets.main(given)
+    head, _, *rows = capsys.readouterr().out.splitlines()[-4:]
+    assert head.startswith("| rule | optimizer | target | share")
+    assert [row.split(" | ")[0] for row in rows] == ["| path_prox", "| lp_decay"]
+    # Of the two strengths the one removes nothing and the other everything.
+    assert all(row.endswith("(10: 100.0) |") for row in rows)

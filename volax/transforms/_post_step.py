@@ -113,6 +113,34 @@ def deltas(
     )
 
 
+def emptied(
+    updates: optax.Updates, params: optax.Params, gone: dict[str, jax.Array]
+) -> optax.Updates:
+    """The updates after which chosen entries are exactly zero.
+
+    ``p - p`` is 0 in every dtype, so this asks for no weights after the step, which
+    XLA would compute a second time.
+
+    Args:
+      updates: the incoming updates.
+      params: parameters of the same structure.
+      gone: which entries, bools of the parameters' shapes by key path.
+
+    Returns:
+      The outgoing updates; the other entries keep theirs.
+    """
+    steps = _paths.named_leaves(updates, absent=True)
+    _, structure = jax.tree.flatten(updates, is_leaf=_paths.is_absent)
+    emptied = []
+    for (path, u), p in zip(steps.items(), structure.flatten_up_to(params)):
+        if path in gone and not (_paths.is_absent(u) or _paths.is_absent(p)):
+            u, p = jnp.asarray(u), jnp.asarray(p)
+            dtype = promoted(p.dtype, u.dtype)
+            u = jnp.where(gone[path], -p.astype(dtype), u.astype(dtype))
+        emptied.append(u)
+    return structure.unflatten(emptied)
+
+
 @functools.partial(jax.jit, static_argnames="keeps")  # one trace for equal shapes
 def _delta(
     u: jax.Array,

@@ -174,10 +174,12 @@ def tune_strength(
         updates, inner_state = inner.update(
             updates, state.inner_state, params, **extra_args
         )
+        holds = now + half > 0
         if measure == "weights":
-            updates = _keep_zeros(updates, params, mask, now + half > 0)
+            gone = _zero_entries(params, mask, holds)
         else:
-            updates = _keep_dead(updates, params, dead, now + half > 0)
+            gone = _unread_entries(params, dead, holds)
+        updates = _post_step.emptied(updates, params, gone)
         step = _log_step(share, state.share, now, then, steps)
         strength = state.strength * jnp.exp(step)
         strength = jnp.clip(strength, initial, largest).astype(jnp.float32)
@@ -326,30 +328,22 @@ def _cost_of(groups: Any, shapes: Any, measure: str, products: Any) -> _cost.Cos
     return _cost.cost(groups, dict(shapes), measure, products)
 
 
-def _keep_zeros(updates: Any, params: Any, mask: Any, holds: jax.Array) -> Any:
-    """The updates after which what was zero is zero, where ``holds``."""
-    weights = _post_step.tentative_weights(NAME, updates, params, mask)
-    targets = {
-        path: _post_step.Target(jnp.where(holds & (p == 0), 0, w))
-        for path, (p, w) in weights.items()
-    }
-    return _post_step.deltas(updates, weights, targets)
+def _zero_entries(params: Any, mask: Any, holds: jax.Array) -> dict[str, jax.Array]:
+    """The entries that are zero, where ``holds``, by key path."""
+    leaves = _paths.named_leaves(params)
+    chosen = masks.selected(mask, params, NAME)
+    return {k: (jnp.asarray(leaves[k]) == 0) & holds for k in leaves if k in chosen}
 
 
-def _keep_dead(
-    updates: Any,
-    params: Any,
-    dead: tuple[tuple[Group, jax.Array], ...],
-    holds: jax.Array,
-) -> Any:
-    """The updates after which nothing reads the dead units, where ``holds``."""
-    paths = frozenset(m.path for group, _ in dead for m in group.consumers)
-    weights = _post_step.tentative_weights(NAME, updates, params, masks.Only(paths))
-    after = {path: w for path, (_, w) in weights.items()}
+def _unread_entries(
+    params: Any, dead: tuple[tuple[Group, jax.Array], ...], holds: jax.Array
+) -> dict[str, jax.Array]:
+    """The outgoing weights of the dead units, where ``holds``, by key path."""
+    leaves = _paths.named_leaves(params)
+    alive: dict[str, jax.Array] = {}
     for group, gone in dead:
         for m in group.consumers:
-            if m.path in after and carries_all(m, group):
-                alive = jnp.where(holds & gone, 0, 1).astype(after[m.path].dtype)
-                after[m.path] = _layout.scale(m, group.sizes, after[m.path], alive)
-    targets = {path: _post_step.Target(t) for path, t in after.items()}
-    return _post_step.deltas(updates, weights, targets)
+            if carries_all(m, group):
+                before = alive.get(m.path, jnp.ones_like(leaves[m.path], bool))
+                alive[m.path] = _layout.scale(m, group.sizes, before, ~(gone & holds))
+    return {path: ~entries for path, entries in alive.items()}
