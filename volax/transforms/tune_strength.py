@@ -344,6 +344,7 @@ def _unread_entries(
     for group, gone in dead:
         for m in group.consumers:
             if carries_all(m, group):
-                before = alive.get(m.path, jnp.ones_like(leaves[m.path], bool))
+                # All true, and on a mesh it lies as the leaf does.
+                before = alive.get(m.path, (jnp.asarray(leaves[m.path]) == 0) | True)
                 alive[m.path] = _layout.scale(m, group.sizes, before, ~(gone & holds))
     return {path: ~entries for path, entries in alive.items()}
