@@ -114,11 +114,10 @@ def tune_strength(
 
     Example:
       >>> import jax.numpy as jnp, optax, volax
-      >>> params = {"a": jnp.eye(4), "v": jnp.diag(jnp.array([1.0, 2.0, 3.0, 4.0]))}
-      >>> pair = volax.pair("a", "v")
-      >>> make = lambda strength: volax.path_prox_sgd(0.1, strength, pair)
-      >>> tx = volax.tune_strength(make, 0.5, groups=pair, steps=100)
-      >>> state, grads = tx.init(params), {k: 0 * x for k, x in params.items()}
+      >>> params = {"w": jnp.array([[1.0, 2.0, 3.0, 4.0]])}
+      >>> make = lambda s: volax.proximal(0.1, s, volax.prox.soft_threshold)
+      >>> tx = volax.tune_strength(make, 0.5, measure="weights", steps=100)
+      >>> state, grads = tx.init(params), {"w": jnp.zeros((1, 4))}
       >>> for _ in range(120):
       ...     updates, state = tx.update(grads, state, params)
       ...     params = optax.apply_updates(params, updates)
