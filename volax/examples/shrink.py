@@ -155,7 +155,7 @@ def _trained(
     epochs: int,
     seed: int,
     state: optax.OptState | None = None,
-) -> tuple[nnx.Module, optax.OptState | None]:
+) -> tuple[nnx.Module, Any]:
     """A copy of the model after some epochs, and the optimizer's state."""
     graph, params = nnx.split(model)
     state = tx.init(params) if state is None else state

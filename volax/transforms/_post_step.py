@@ -114,7 +114,7 @@ def deltas(
 
 
 def emptied(
-    updates: optax.Updates, params: optax.Params, gone: dict[str, jax.Array]
+    updates: optax.Updates, params: Tree, gone: dict[str, jax.Array]
 ) -> optax.Updates:
     """The updates after which chosen entries are exactly zero.
 
