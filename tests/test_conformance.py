@@ -25,6 +25,7 @@ KEPT = {
     "volumize-relative": 1,
     "volumized": 1,
     "lp_adam": 2,
+    "path_prox_adam": 2,
     "lp_sgd": 1,
     "volumized_adam": 2,
     "proximal_adam": 2,

@@ -12,7 +12,7 @@ from tests.cases import CASES, PAIR, params
 from tests.prox.maps import MAPS
 
 # Optax's Adam divides by its integer count, so it does not run here itself.
-THEIRS = ("lp_adam", "volumized_adam")
+THEIRS = ("lp_adam", "volumized_adam", "path_prox_adam")
 OURS = {name: case for name, case in CASES.items() if name not in THEIRS}
 NUMBERS = {"numbers": lambda v: v, "schedules": optax.constant_schedule}
 
