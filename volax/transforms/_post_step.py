@@ -22,7 +22,7 @@ import optax
 
 from volax import _numerics, _paths, masks
 from volax._numerics import promoted
-from volax._types import Selection
+from volax._types import Selection, Tree
 
 
 class Weights(NamedTuple):
