@@ -217,7 +217,7 @@ def wait_for_rows(workdir, count, process):
 
 
 def test_ctrl_c_and_kill_lose_nothing(start, load_config, tmp_path):
-    settings = {**SMALL, "epochs": 20}
+    settings = {**SMALL, "epochs": 40}
     workdir = tmp_path / "run"
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
     arguments = [f"--config={CONFIG}", f"--workdir={workdir}", *overrides]
@@ -230,7 +230,7 @@ def test_ctrl_c_and_kill_lose_nothing(start, load_config, tmp_path):
     assert err == "\nStopped; the same command resumes from the last checkpoint.\n"
 
     process = start(*arguments)
-    wait_for_rows(workdir, 23, process)  # all of one run, three of the other
+    wait_for_rows(workdir, 43, process)  # all of one run, three of the other
     process.kill()
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
