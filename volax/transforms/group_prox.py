@@ -15,7 +15,7 @@ import optax
 from volax import masks, prox
 from volax._numerics import wide
 from volax._sharding import pinned
-from volax.pairs import _layout, records
+from volax.pairs import _layout, _score, records
 from volax.pairs._path_norm import side_norms
 from volax.pairs.records import Group, Member, Written
 from volax.transforms import _hyperparams, _post_step, _units
@@ -152,7 +152,7 @@ def group_prox(
         del extra_args
         _post_step.require_params("group_prox", params)
         present, leaves = _units.present(
-            "group_prox", written, params, kind="group", side=_trained
+            "group_prox", written, params, kind="group", side=_score.trained
         )
         chosen = [_chosen(group, over) for group in present]
         weights = _post_step.tentative_weights(
@@ -192,15 +192,11 @@ def group_prox(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _trained(record: Written) -> tuple[Member, ...]:
-    """Every parameter of a record, running statistics left out."""
-    return record.members + record.fixed
-
-
 def _chosen(group: Group, over: str) -> tuple[Member, ...]:
     """The members that the penalty is about; a tied kernel once."""
-    members = group.consumers if over == "consumers" else _trained(group)
-    return tuple({(m.path, m.axes): m for m in members}.values())
+    if over == "all":
+        return _score.trained(group)
+    return tuple({(m.path, m.axes): m for m in group.consumers}.values())
 
 
 # Closed forms, where there are some, cost less than the roots of a general power.

@@ -4,7 +4,6 @@ While the share removed is behind its course the regularizer acts, with a streng
 grows by the logarithm; while it is ahead the strength is 0 and what is dead stays dead.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -15,9 +14,8 @@ import numpy as np
 import optax
 
 from volax import _paths, masks
-from volax.pairs import _cost, _judge, _layout, records
-from volax.pairs._cuts import carries_all, uncuttable
-from volax.pairs.records import Group, Member, Written
+from volax.pairs import _cost, _cuts, _judge, _layout, _score, records
+from volax.pairs.records import Group, Written
 from volax.pairs.result import Product
 from volax.transforms import _hyperparams, _post_step, _units
 from volax.transforms._hyperparams import Hyperparameter
@@ -273,11 +271,6 @@ def _zeros(params: optax.Params, mask: Any) -> jax.Array:
     return sum(zeros, jnp.zeros([], jnp.float32)) / max(total, 1)
 
 
-def _trained(group: Written) -> Iterable[Member]:
-    """The members that are parameters."""
-    return (*group.members, *group.fixed)
-
-
 def _units_removed(
     written: tuple[Written, ...],
     params: optax.Params,
@@ -285,14 +278,14 @@ def _units_removed(
     products: tuple[Product, ...],
 ) -> _Removed:
     """The share that compacting removes, and the dead units of all groups."""
-    groups, leaves = _units.present(NAME, written, params, kind="group", side=_trained)
+    groups, leaves = _units.present(
+        NAME, written, params, kind="group", side=_score.trained
+    )
     known = {k: leaf for k, leaf in leaves.items() if not _paths.is_absent(leaf)}
     dead = _judge.dead_units(groups, known)
     shapes = {k: jax.ShapeDtypeStruct(*_kind(leaf)) for k, leaf in known.items()}
-    kept = [_kept_whole(g, shapes) for g in groups]
-    if groups and all(kept):
-        reasons = "; ".join(f"{g.name}: {why}" for g, why in zip(groups, kept))
-        raise ValueError(f"{NAME}: none of the groups can be cut: {reasons}")
+    sizes = {k: s.shape for k, s in shapes.items()}
+    found = _cuts.cuttable(NAME, dict(enumerate(groups)), sizes)
     paired = tuple(zip(groups, dead))
     if measure in _cost.MEASURES:
         if len(groups) < len(written):
@@ -303,7 +296,7 @@ def _units_removed(
         of = _cost_of(groups, tuple(shapes.items()), measure, products)
         left = of.share([_cost.units_left(~gone) for gone in dead])
         return _Removed(1 - left.astype(jnp.float32), 0.0, paired)
-    counted = [gone for gone, why in zip(dead, kept) if not why]
+    counted = [dead[k] for k in found]
     gone = [jnp.sum(d).astype(jnp.float32) for d in counted]
     total = max(sum(d.size for d in counted), 1)
     share = sum(gone, jnp.zeros([], jnp.float32)) / total
@@ -313,13 +306,6 @@ def _units_removed(
 def _kind(leaf: Any) -> tuple[tuple[int, ...], Any]:
     """Shape and dtype of an array."""
     return jnp.shape(leaf), jnp.asarray(leaf).dtype
-
-
-def _kept_whole(group: Group, shapes: dict[str, Any]) -> str | None:
-    """Why ``compact`` keeps all units of a group, if it does."""
-    # Running statistics are no parameters, and are cut along wherever they are.
-    here = dataclasses.replace(group, states=())
-    return uncuttable(here, {}, {k: s.shape for k, s in shapes.items()})
 
 
 @functools.lru_cache(maxsize=64)  # an eager update asks at every step
@@ -342,7 +328,7 @@ def _unread_entries(
     alive: dict[str, jax.Array] = {}
     for group, gone in dead:
         for m in group.consumers:
-            if carries_all(m, group):
+            if _cuts.carries_all(m, group):
                 # All true, and on a mesh it lies as the leaf does.
                 before = alive.get(m.path, (jnp.asarray(leaves[m.path]) == 0) | True)
                 alive[m.path] = _layout.scale(m, group.sizes, before, ~(gone & holds))
