@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from volax import masks, prox
+from volax import masks
 from volax._numerics import wide
 from volax._sharding import alike, pinned
 from volax.pairs import _layout, records
 from volax.pairs._path_norm import path_norms, side_norms
 from volax.pairs.records import Group, Member, Written
+from volax.prox._path_shrinkage import is_usable, path_shrinkage, power, shrinkage
 from volax.transforms import _hyperparams, _post_step, _units
 from volax.transforms._hyperparams import Hyperparameter
 
@@ -247,12 +248,12 @@ def _projected(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
         group, scales = step.group, step.scales
         is_shared = len(step.incoming) > 1 or bool(group.biases)
         incoming = side_norms(step.incoming, group.sizes, now, shared=is_shared)
-        incoming = jnp.where(_usable(incoming), incoming, 1)
+        incoming = jnp.where(is_usable(incoming), incoming, 1)
         # Each use of the norms may be laid out as its parameter is.
         incoming = pinned(incoming) if is_shared else incoming
         # Of the unscaled weights: the norm is at hand, and no pass over them is spent.
         outgoing = scales.consumers * side_norms(group.consumers, group.sizes, now)
-        factor = scales.consumers * _shrinkage(outgoing, step.size, step.p)
+        factor = scales.consumers * shrinkage(outgoing, step.size, step.p)
         now = step.scaled(group.producers, now, 1 / incoming)
         now = step.scaled(group.biases, now, scales.biases / incoming)
         now = step.scaled(group.consumers, now, factor)
@@ -276,8 +277,8 @@ def _rescaled(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
         outgoing = outgoing * scales.consumers
         # The incoming weights of a unit that dies below are not normalised: no unit
         # needs them, and as outgoing weights of the pair before they shrink to nothing.
-        lives = _path_shrinkage(incoming * outgoing, step.size, step.p) > 0
-        taken = pinned(jnp.where(_usable(incoming) & lives, incoming, 1))
+        lives = path_shrinkage(incoming * outgoing, step.size, step.p) > 0
+        taken = pinned(jnp.where(is_usable(incoming) & lives, incoming, 1))
         now = step.scaled(group.producers, now, 1 / taken)
         now = step.scaled(group.biases, now, scales.biases / taken)
         now = step.scaled(group.consumers, now, scales.consumers * taken)
@@ -286,7 +287,7 @@ def _rescaled(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
     for step, (incoming, outgoing) in zip(steps, norms):
         if not apart:  # a later pair has taken some of the outgoing norm
             (outgoing,) = alike(step.norm(step.group.consumers, now))
-        factors.append(_path_shrinkage(incoming * outgoing, step.size, step.p))
+        factors.append(path_shrinkage(incoming * outgoing, step.size, step.p))
     for step, factor in zip(steps, factors):
         now = step.scaled(step.group.consumers, now, factor)
     return now
@@ -306,20 +307,20 @@ def _descended(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
         )
         outgoing = outgoing * step.scales.consumers
         # The gradient of ||a||^p ||v||^p in a is p ||a||^(p-2) ||v||^p a.
-        usable = _usable(incoming)
+        usable = is_usable(incoming)
         size = jnp.where(usable, incoming, 1)
-        pull = step.size * p * _power(outgoing, p) * _power(size, p - 2)
+        pull = step.size * p * power(outgoing, p) * power(size, p - 2)
         pull = jnp.where(usable & jnp.isfinite(pull), jnp.minimum(pull, 1), 0)
         for m in step.incoming:
             part = _layout.scale(m, group.sizes, before[m.path], pinned(pull), others=0)
             now = now | {m.path: now[m.path] - part}
-        threshold = step.size * _power(jnp.where(usable, incoming, 0), p)
+        threshold = step.size * power(jnp.where(usable, incoming, 0), p)
         thresholds.append(jnp.where(jnp.isfinite(threshold), threshold, 0))
     factors = []
     for step, threshold in zip(steps, thresholds):
         outgoing = step.norm(step.group.consumers, now)
         outgoing, threshold = alike(outgoing * step.scales.consumers, threshold)
-        factors.append(step.scales.consumers * _shrinkage(outgoing, threshold, step.p))
+        factors.append(step.scales.consumers * shrinkage(outgoing, threshold, step.p))
     for step, factor in zip(steps, factors):
         now = step.scaled(step.group.consumers, now, factor)
         if step.scales is not _UNBALANCED:
@@ -329,88 +330,6 @@ def _descended(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
 
 
 _MODES = {"rescale": _rescaled, "project": _projected, "none": _descended}
-
-
-def _usable(norms: jax.Array) -> jax.Array:
-    """Whether a norm can be divided by."""
-    return (norms > 0) & jnp.isfinite(norms)
-
-
-def _power(x: jax.Array, p: Factors) -> jax.Array:
-    """``x ** p``, without the power where p is the number 1 or -1."""
-    if isinstance(p, int | float) and p in (1, -1):
-        return x if p == 1 else 1 / x
-    return x**p
-
-
-def _shrinkage(norms: jax.Array, step: Factors, p: Factors) -> jax.Array:
-    """The factors of the proximal map of ``step * norm ** p``."""
-    if isinstance(p, int | float) and p == 1:
-        return prox.group_shrinkage(norms, step)
-    return _factor(prox.lp(norms, step, p), norms, step)
-
-
-def _path_shrinkage(norms: jax.Array, step: Factors, p: Factors) -> jax.Array:
-    r"""The factors of path norms t whose optimum is that of ``step * t ** p``.
-
-    At ||a|| = 1 a gradient step of length h multiplies ||a|| by (1 + h r) and ||v|| = t
-    by (1 + h r / t^2), where r is what the loss loses by either's growth, so that t
-    becomes (t + h r / t) (1 + h r). At the optimum of the loss plus s t^p it is
-    r = s p t^p. With k = h s, what undoes that step there, and so stands still at the
-    optimum and nowhere else, takes t to the z with
-
-        t = (z + k p z^(p-1)) (1 + k p z^p).
-
-    The first factor is the proximal map; for p = 1 the equation is quadratic. With the
-    proximal map alone the second factor would be left over: t would grow by h r t in
-    each step, against a penalty whose slope falls as 1 / (1 + t^2), and diverge.
-    """
-    k = jnp.asarray(step, norms.dtype)
-    if isinstance(p, int | float) and p == 1:
-        above = jnp.maximum(norms - k, 0)
-        linear = 1 + k * k
-        shrunk = 2 * above / (linear + jnp.sqrt(linear * linear + 4 * k * above))
-    else:
-        shrunk = _solved(norms, k, jnp.asarray(p, norms.dtype))
-    return _factor(shrunk, norms, k)
-
-
-def _solved(norms: jax.Array, k: jax.Array, p: jax.Array) -> jax.Array:
-    """The same for any p, by Newton's method on z = lp(t / (1 + k p z^p), k, p).
-
-    The right side falls as z grows: what is known on which side of z the solution lies
-    halves the interval where a step would leave it.
-    """
-
-    def image(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        inside = norms / (1 + k * p * z**p)
-        return inside, prox.lp(inside, k, p)
-
-    def closer(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        low, z, high = state
-        inside, x = image(z)
-        low, high = jnp.where(x > z, z, low), jnp.where(x > z, high, z)
-        size = jnp.where(x > 0, x, 1)
-        slope = jnp.where(x > 0, 1 / (1 - k * p * (1 - p) * size ** (p - 2)), 0)
-        fall = inside * k * p * p * z ** (p - 1) / (1 + k * p * z**p)
-        new = z + (x - z) / (1 + slope * fall)
-        within = ((new > low) & (new < high)) | (new == z)
-        return low, jnp.where(within, new, (low + high) / 2), high
-
-    start = jnp.where(_usable(norms), norms, 1)
-    ends = jnp.zeros_like(start), start, start
-    return image(jax.lax.fori_loop(0, _ROUNDS, closer, ends)[1])[1]
-
-
-_ROUNDS = 12  # each doubles the digits, after a few from far away
-
-
-def _factor(shrunk: jax.Array, norms: jax.Array, step: Factors) -> jax.Array:
-    """What takes norms to shrunk ones; 1 where a norm is not finite or step is 0."""
-    alive = (norms > 0) & (shrunk > 0)
-    factor = jnp.where(alive, shrunk / jnp.where(alive, norms, 1), 0)
-    kept = ~jnp.isfinite(norms) | (jnp.asarray(step) <= 0)
-    return jnp.where(kept, 1, factor)
 
 
 def _frozen(now: Leaves, before: Leaves, groups: Iterable[Group]) -> Leaves:
@@ -453,7 +372,7 @@ def _balances(now: dict[str, jax.Array], groups: tuple[Group, ...]) -> list[_Sca
         )
     totals = jnp.stack([jnp.sum(path_norms(g, now)) for g in groups])
     # A pair that is dead as a whole, or not finite, keeps its scale.
-    live = _usable(totals)
+    live = is_usable(totals)
     logs = jnp.log(jnp.where(live, totals, 1))
     mean = jnp.sum(logs) / jnp.maximum(jnp.sum(live, dtype=logs.dtype), 1)
     logs = jnp.where(live, mean - logs, 0)
