@@ -17,6 +17,13 @@ def test_the_examples_run(capsys):
     assert "layers/0/kernel  layers/2/kernel" in capsys.readouterr().out
 
 
+def test_ci_runs_the_slow_tests_by_their_command():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    command = workflow["jobs"]["slow"]["steps"][-1]["run"]
+    assert command.endswith("pytest -n 2 -m slow")
+    assert f"\n    {command}\n" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
 def test_every_version_that_is_promised_is_in_the_matrix():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     promised = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))

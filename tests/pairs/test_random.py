@@ -35,6 +35,11 @@ def test_what_is_found_in_fresh_random_programs_holds():
         assert not said, f"python -m tests.pairs.fuzz --seed {seed}: {said}"
 
 
+@pytest.mark.slow
+def test_what_is_found_in_many_fresh_programs_holds():
+    assert not fuzz.main(["--seconds", "300"])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_found_around_every_single_step_holds(kind):
     hold(Program(((kind, 6),)))
