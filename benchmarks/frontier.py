@@ -87,7 +87,7 @@ class Study:
         self.net, self.seed, self.rate = net, seed, rate
         self.data = jax.device_put(data)
         self.steps = len(data.train_labels) // BATCH  # of an epoch
-        self.pixels = data.train_images.shape[1]
+        self.pixels = data.train_inputs.shape[1]
         self.inputs = (jnp.zeros((1, self.pixels)),)
 
     def model(self, widths: tuple[int, ...]) -> nnx.Module:
@@ -133,7 +133,7 @@ class Study:
 def _batches(data: Dataset, size: int = 1000) -> Iterator[tuple[Any, np.ndarray]]:
     for start in range(0, len(data.test_labels), size):
         stop = start + size
-        yield data.test_images[start:stop], np.asarray(data.test_labels[start:stop])
+        yield data.test_inputs[start:stop], np.asarray(data.test_labels[start:stop])
 
 
 @nnx.jit
@@ -156,7 +156,7 @@ def _epoch(
 
         def step(state, rows):
             params, opt_state = state
-            batch = data.train_images[rows], data.train_labels[rows]
+            batch = data.train_inputs[rows], data.train_labels[rows]
             gradient = jax.grad(loss)(params, *batch)
             updates, opt_state = tx.update(gradient, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None

@@ -71,11 +71,11 @@ def accuracies(
     Yields:
       Strength, accuracy on the held-out images, units.
     """
-    count, features = data.train_images.shape
+    count, features = data.train_inputs.shape
     steps = count // BATCH
     model = MLP(features, widths, CLASSES, rngs=nnx.Rngs(0))
     graph = nnx.graphdef(model)
-    pairs = volax.find_pairs(model, data.train_images[:1])
+    pairs = volax.find_pairs(model, data.train_inputs[:1])
 
     def logits(params, images):
         return nnx.merge(graph, params)(images)
@@ -92,7 +92,7 @@ def accuracies(
         def step(carry, rows):
             params, state = carry
             slopes = jax.grad(loss)(
-                params, data.train_images[rows], data.train_labels[rows]
+                params, data.train_inputs[rows], data.train_labels[rows]
             )
             updates, state = tx.update(slopes, state, params)
             return (optax.apply_updates(params, updates), state), None
@@ -103,7 +103,7 @@ def accuracies(
 
         carry = params, tx.init(params)
         params = jax.lax.scan(epoch, carry, jax.random.split(key, epochs))[0][0]
-        right = logits(params, data.test_images).argmax(-1) == data.test_labels
+        right = logits(params, data.test_inputs).argmax(-1) == data.test_labels
         norms = volax.path_norm(params, pairs)
         return right.mean(), jnp.stack([jnp.sum(n > 0) for n in norms])
 

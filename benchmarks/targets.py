@@ -110,7 +110,7 @@ def trainer(
 
     The figures are the share removed and the accuracy.
     """
-    count, pixels = data.train_images.shape
+    count, pixels = data.train_inputs.shape
     per_epoch = count // setting.batch
     steps = per_epoch * setting.epochs
     rate = optax.cosine_decay_schedule(setting.rates[optimizer], steps)
@@ -133,14 +133,14 @@ def trainer(
 
         def step(carry: Any, rows: Any) -> Any:
             params, state = carry
-            batch = data.train_images[rows], data.train_labels[rows]
+            batch = data.train_inputs[rows], data.train_labels[rows]
             gradient = jax.grad(loss)(params, *batch)
             updates, state = tx.update(gradient, state, params)
             return (optax.apply_updates(params, updates), state), None
 
         carry = params, tx.init(params)
         (params, _), _ = jax.lax.scan(epoch, carry, jnp.arange(setting.epochs))
-        hits = logits(params, data.test_images).argmax(-1) == data.test_labels
+        hits = logits(params, data.test_inputs).argmax(-1) == data.test_labels
         return removed(rule.measure, params), hits.mean()
 
     seeds_of = jax.vmap(train, in_axes=(None, 0, None))

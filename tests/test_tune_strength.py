@@ -458,7 +458,7 @@ def test_digits(name, target):
         rows = jax.random.randint(jax.random.key(count), (64,), 0, 1438)
 
         def loss(tree):
-            logits = digits_net(tree, data.train_images[rows])
+            logits = digits_net(tree, data.train_inputs[rows])
             return optax.softmax_cross_entropy_with_integer_labels(
                 logits, data.train_labels[rows]
             ).mean()
@@ -472,5 +472,5 @@ def test_digits(name, target):
         gone = 1 - left / 100
     assert abs(gone - target) <= 0.01
     assert float(optax.tree.get(state, "share")) == pytest.approx(gone, abs=1e-6)
-    hits = digits_net(tree, data.test_images).argmax(-1) == data.test_labels
+    hits = digits_net(tree, data.test_inputs).argmax(-1) == data.test_labels
     assert hits.mean() >= 0.9

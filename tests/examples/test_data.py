@@ -7,7 +7,8 @@ import pytest
 from sklearn import datasets
 
 from volax.examples._errors import UserError
-from volax.examples.data import load_dataset, read_idx
+from volax.examples.data import load_dataset
+from volax.examples.data.idx import read_idx
 
 IMAGES = "train-images-idx3-ubyte.gz"
 LABELS = "train-labels-idx1-ubyte.gz"
@@ -15,11 +16,11 @@ LABELS = "train-labels-idx1-ubyte.gz"
 
 def test_digits_come_without_files_and_never_change():
     data, again = load_dataset("digits"), load_dataset("digits", seed=7)
-    assert data.train_images.shape == (1438, 64)
-    assert data.test_images.shape == (359, 64)
-    assert data.train_images.dtype == np.float32
+    assert data.train_inputs.shape == (1438, 64)
+    assert data.test_inputs.shape == (359, 64)
+    assert data.train_inputs.dtype == np.float32
     assert data.train_labels.dtype == np.int32
-    assert (data.train_images.min(), data.train_images.max()) == (0, 1)
+    assert (data.train_inputs.min(), data.train_inputs.max()) == (0, 1)
     for one, other in zip(data, again):
         np.testing.assert_array_equal(one, other)
 
@@ -29,7 +30,7 @@ def test_digits_split_every_class_and_lose_no_image():
     images, labels = datasets.load_digits(return_X_y=True)
     shares = np.bincount(data.test_labels) / np.bincount(labels)
     np.testing.assert_allclose(shares, 0.2, atol=0.003)
-    both = np.concatenate([data.train_images, data.test_images]) * 16
+    both = np.concatenate([data.train_inputs, data.test_inputs]) * 16
     order, expected = np.lexsort(both.T), np.lexsort(images.T)
     np.testing.assert_array_equal(both[order], images[expected])
 
@@ -41,7 +42,7 @@ def test_idx_files_are_read(tmp_path, write_idx, folder, compress):
     data = load_dataset("fashion_mnist", str(tmp_path))
     images, labels = written["train"]
     expected = images.reshape(40, 784) / np.float32(255)
-    np.testing.assert_array_equal(data.train_images, expected)
+    np.testing.assert_array_equal(data.train_inputs, expected)
     np.testing.assert_array_equal(data.train_labels, labels)
     np.testing.assert_array_equal(data.test_labels, written["test"][1])
 
@@ -142,9 +143,9 @@ def test_openml_is_split_as_published(monkeypatch):
     monkeypatch.setattr(datasets, "fetch_openml", fetch)
     data = load_dataset("fashion_mnist")
     assert asked == ["Fashion-MNIST"]
-    assert data.train_images.shape == (60_000, 784)
-    assert data.test_images.shape == (10_000, 784)
-    assert data.train_images.max() == 1
+    assert data.train_inputs.shape == (60_000, 784)
+    assert data.test_inputs.shape == (10_000, 784)
+    assert data.train_inputs.max() == 1
     np.testing.assert_array_equal(data.test_labels, np.arange(10_000) % 10)
 
 
@@ -152,7 +153,7 @@ def test_per_class_keeps_so_many_of_each():
     data = load_dataset("digits", per_class=7)
     np.testing.assert_array_equal(np.bincount(data.train_labels), np.full(10, 7))
     other = load_dataset("digits", per_class=7, seed=1)
-    assert not np.array_equal(data.train_images, other.train_images)
+    assert not np.array_equal(data.train_inputs, other.train_inputs)
     assert len(data.test_labels) == 359
     with pytest.raises(UserError, match="per_class is 1000, but class 8 has only 139"):
         load_dataset("digits", per_class=1000)
@@ -175,8 +176,8 @@ def test_validation_images_come_from_the_training_side():
     whole = load_dataset("digits")
     data = load_dataset("digits", validation=0.25, seed=5)
     assert len(data.train_labels) + len(data.test_labels) == len(whole.train_labels)
-    training = {row.tobytes() for row in whole.train_images}
-    assert all(row.tobytes() in training for row in data.test_images)
+    training = {row.tobytes() for row in whole.train_inputs}
+    assert all(row.tobytes() in training for row in data.test_inputs)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +201,6 @@ def test_the_published_files(name):
     if not folder:
         pytest.skip("needs the published IDX files: VOLAX_DATA_DIR is not set")
     data = load_dataset(name, folder)
-    assert data.train_images.shape == (60_000, 784)
-    assert data.test_images.shape == (10_000, 784)
+    assert data.train_inputs.shape == (60_000, 784)
+    assert data.test_inputs.shape == (10_000, 784)
     assert np.bincount(data.test_labels).min() > 800

@@ -49,7 +49,7 @@ def ramp(
     Returns:
       Units, right test images and seconds, of both trainings.
     """
-    pixels = data.train_images.shape[1]
+    pixels = data.train_inputs.shape[1]
     model = MLP(pixels, (hidden,), CLASSES, rngs=nnx.Rngs(seed))
     steps = len(data.train_labels) // batch
     falling = volax.cubic_ramp(1.0, units / hidden, 0, max(7 * epochs * steps // 12, 1))

@@ -73,9 +73,9 @@ def shrink(
     data = load_dataset("digits")
     rngs = nnx.Rngs(seed)
     hidden = (512, 256)
-    pixels = data.train_images.shape[1]
+    pixels = data.train_inputs.shape[1]
     model = MLP(pixels, hidden, CLASSES, rngs=rngs) if kind == "mlp" else CNN(rngs=rngs)
-    images = jnp.asarray(data.test_images)
+    images = jnp.asarray(data.test_inputs)
     groups = volax.find_groups(model, images[:1])
 
     steps = epochs * (len(data.train_labels) // _BATCH)
@@ -184,7 +184,7 @@ def _epoch(
         def step(carry, rows):
             params, state = carry
             grads = jax.grad(loss)(
-                params, data.train_images[rows], data.train_labels[rows]
+                params, data.train_inputs[rows], data.train_labels[rows]
             )
             updates, state = tx.update(grads, state, params)
             return (optax.apply_updates(params, updates), state), None
@@ -225,7 +225,7 @@ def _quantized(
 
 def _right(model: Callable[[jax.Array], jax.Array], data: Dataset) -> int:
     """How many test images a model gets right."""
-    logits = model(jnp.asarray(data.test_images))
+    logits = model(jnp.asarray(data.test_inputs))
     return int((np.asarray(logits).argmax(-1) == data.test_labels).sum())
 
 

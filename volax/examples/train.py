@@ -87,7 +87,7 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
         label_noise=config.label_noise,
         seed=config.seed,
     )
-    images, features = data.train_images.shape
+    images, features = data.train_inputs.shape
     batch_size = min(config.batch_size, images)
     model = MLP(features, config.hidden, CLASSES, rngs=nnx.Rngs(config.seed))
     steps = images // batch_size * config.epochs
@@ -174,14 +174,14 @@ def build_epochs(
         def step(state, rows):
             params, opt_state = state
             (loss, hits), gradient = jax.value_and_grad(loss_and_hits, has_aux=True)(
-                params, data.train_images[rows], data.train_labels[rows]
+                params, data.train_inputs[rows], data.train_labels[rows]
             )
             updates, opt_state = tx.update(gradient, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), (loss, hits)
 
         state, (loss, hits) = jax.lax.scan(step, state, order.reshape(-1, batch_size))
         params, _ = state
-        _, test_hits = loss_and_hits(params, data.test_images, data.test_labels)
+        _, test_hits = loss_and_hits(params, data.test_inputs, data.test_labels)
         seen = jnp.bincount(data.test_labels, length=CLASSES)
         right = jnp.bincount(data.test_labels, 1.0 * test_hits, length=CLASSES)
         return state, {
