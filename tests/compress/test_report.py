@@ -63,6 +63,15 @@ def test_a_weight_a_few_ulps_below_the_wall_is_at_it():
     assert report(params, volume=0.1).leaves[0].at_wall == 2
 
 
+@pytest.mark.parametrize(("volume", "line"), [(1.0, "0 of 12"), (0.5, "100 % of 12")])
+def test_the_summary_says_of_how_many_weights_the_wall_is(volume, line):
+    """Also where a whole module lies inside, as every one does before it is trained."""
+    module = nnx.Linear(
+        3, 4, kernel_init=nnx.initializers.constant(0.5), rngs=nnx.Rngs(0)
+    )
+    assert f"at the wall    {line} weights\n" in str(report(module, volume=volume))
+
+
 WALLS: dict[str, Any] = {
     "number": 0.5,
     "columns": np.array([0.5, 0.25, np.inf, 0.4]),

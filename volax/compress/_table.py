@@ -75,7 +75,8 @@ def _totals(report: "Report") -> list[str]:
         ("norm", f"{total['norm']:.4g}"),
     ]
     if total["at_wall"] is not None:
-        lines.append(("at the wall", percent(total["at_wall"], total["bounded"])))
+        reached = percent(total["at_wall"], total["bounded"])
+        lines.append(("at the wall", f"{reached} of {total['bounded']:,} weights"))
     if report.groups:
         whole = [g for g in report.groups if g.composed]
         lines.append(

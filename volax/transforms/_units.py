@@ -75,8 +75,8 @@ def numbered(
     return groups, leaves
 
 
-def cuttable(name: str, written: tuple[Written, ...]) -> tuple[Written, ...]:
-    """The groups whose units can be cut; the others would stay whatever dies.
+def separable(name: str, written: tuple[Written, ...]) -> tuple[Written, ...]:
+    """The groups whose units have entries of their own, to shrink one by one.
 
     Args:
       name: the transformation, for errors.

@@ -139,7 +139,7 @@ def group_prox(
         _hyperparams.check("group_prox", argument, value, high=high)
     if over not in ("consumers", "all"):
         raise ValueError(f"group_prox: over must be 'consumers' or 'all', got {over!r}")
-    written = _units.cuttable("group_prox", records.listed(groups, "group_prox"))
+    written = _units.separable("group_prox", records.listed(groups, "group_prox"))
     is_scheduled = _hyperparams.is_scheduled(*numbers.values())
 
     def init(params: optax.Params) -> GroupProxState | optax.EmptyState:

@@ -18,10 +18,11 @@ from volax import masks
 from volax._numerics import wide
 from volax._sharding import alike, pinned
 from volax.pairs import _layout, records
-from volax.pairs._path_norm import path_norms, side_norms
+from volax.pairs._path_norm import side_norms
 from volax.pairs.records import Group, Member, Written
 from volax.prox._path_shrinkage import is_usable, path_shrinkage, power, shrinkage
 from volax.transforms import _hyperparams, _post_step, _units
+from volax.transforms._balance import UNBALANCED, Factors, Scales, balanced, behind
 from volax.transforms._hyperparams import Hyperparameter
 
 
@@ -170,7 +171,7 @@ def path_prox(
             records.check_disjoint(groups, _APART)
         paths = {m.path for g in groups for m in g.members}
         if balance:
-            paths |= {path for g in groups for path in _behind(g)}
+            paths |= {path for g in groups for path in behind(g)}
         weights = _post_step.tentative_weights(
             "path_prox", updates, params, masks.Only(frozenset(paths))
         )
@@ -178,7 +179,7 @@ def path_prox(
         before = {path: wide(leaf.before) for path, leaf in weights.items()}
         count = state.count if is_scheduled else None
         rate, force, power = (_hyperparams.at(v, count) for v in numbers.values())
-        balances = _balances(now, groups) if balance else [_UNBALANCED] * len(groups)
+        balances = balanced(now, groups) if balance else [UNBALANCED] * len(groups)
         steps = []
         for group, scales in zip(groups, balances):
             dtype = now[group.producers[0].path].dtype
@@ -204,18 +205,6 @@ _APART = (
     "share weights; take pairs.disjoint(), or normalize='rescale' or 'none'"
 )
 Leaves = dict[str, jax.Array]
-Factors = float | jax.Array
-
-
-class _Scales(NamedTuple):
-    """What balancing multiplies a pair by, and leaves that it multiplies as a whole."""
-
-    biases: Factors
-    consumers: Factors
-    leaves: dict[str, jax.Array]
-
-
-_UNBALANCED = _Scales(1, 1, {})
 
 
 class _Step(NamedTuple):
@@ -225,7 +214,7 @@ class _Step(NamedTuple):
     incoming: tuple[Member, ...]  # whose norm is that of a
     size: Factors  # learning rate times strength
     p: Factors
-    scales: _Scales
+    scales: Scales
 
     def norm(self, members: tuple[Member, ...], leaves: Leaves) -> jax.Array:
         """The norm of one side of each unit, which several parameters use."""
@@ -323,7 +312,7 @@ def _descended(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
         factors.append(step.scales.consumers * shrinkage(outgoing, threshold, step.p))
     for step, factor in zip(steps, factors):
         now = step.scaled(step.group.consumers, now, factor)
-        if step.scales is not _UNBALANCED:
+        if step.scales is not UNBALANCED:
             along = jnp.broadcast_to(step.scales.biases, step.group.sizes)
             now = step.scaled(step.group.biases, now, along)
     return now
@@ -343,66 +332,3 @@ def _frozen(now: Leaves, before: Leaves, groups: Iterable[Group]) -> Leaves:
             )
             now = now | {m.path: kept}
     return now
-
-
-def _balances(now: dict[str, jax.Array], groups: tuple[Group, ...]) -> list[_Scales]:
-    """The scales after which all pairs have the same total path norm.
-
-    Each pair's output is then scaled by a known product of factors, and so are the
-    biases along the network; the product over all pairs is one.
-    """
-    sides = [
-        {m.path for m in side} for g in groups for side in (g.producers, g.consumers)
-    ]
-    if sum(map(len, sides)) != len(set().union(*sides)):
-        raise ValueError(
-            "path_prox: balance needs pairs that share no parameter, got "
-            + "; ".join(g.name for g in groups)
-        )
-    unknown = [
-        g.name + (f" ({g.unbalanced})" if g.unbalanced else "")
-        for g in groups
-        if g.downstream is None and g.output_biases is None
-    ]
-    if unknown:
-        raise ValueError(
-            "path_prox: balance has to scale the biases behind the consumers, which "
-            f"are not known for {'; '.join(unknown)}; where they can be scaled, write "
-            "the pairs down with volax.pair(..., output_bias=...)"
-        )
-    totals = jnp.stack([jnp.sum(path_norms(g, now)) for g in groups])
-    # A pair that is dead as a whole, or not finite, keeps its scale.
-    live = is_usable(totals)
-    logs = jnp.log(jnp.where(live, totals, 1))
-    mean = jnp.sum(logs) / jnp.maximum(jnp.sum(live, dtype=logs.dtype), 1)
-    logs = jnp.where(live, mean - logs, 0)
-    # A pair written by hand names the biases up to the next one, and the biases of that
-    # one follow; a search names all of them, in whatever order the pairs are.
-    biases = [jnp.zeros((), logs.dtype)] * len(groups)
-    leaves: dict[str, Factors] = {}
-    for k, group in enumerate(groups):
-        reached = [*_behind(group)]
-        if group.downstream is None:
-            for j in range(k + 1, len(groups)):
-                biases[j] = biases[j] + logs[k]
-                reached += _behind(groups[j])
-        for path in dict.fromkeys(reached):
-            leaves[path] = leaves.get(path, 0) + logs[k]
-    missing = [path for path in leaves if path not in now]
-    if missing:
-        raise ValueError(
-            "path_prox: balance has to scale the biases behind the consumers, and "
-            f"{', '.join(missing)} is masked out"
-        )
-    scales = [_Scales(jnp.exp(b), jnp.exp(c), {}) for b, c in zip(biases, logs)]
-    scales[0] = scales[0]._replace(
-        leaves={path: jnp.exp(total) for path, total in leaves.items()}
-    )
-    return scales
-
-
-def _behind(group: Group) -> tuple[str, ...]:
-    """Key paths of the biases behind a pair, those that the record names."""
-    if group.downstream is not None:
-        return group.downstream
-    return tuple(m.path for m in group.output_biases or ())
