@@ -31,7 +31,7 @@ def test_the_names_of_the_contract_and_no_others_are_public():
         "member", "path_norm", "path_matches", "paired", "unpaired", "lp_adam",
         "lp_sgd", "volumized_adam", "path_prox_sgd", "path_prox_adam",
         "proximal", "proximal_adam", "find_groups", "find_pairs", "group_prox",
-        "tune_strength",
+        "tune_strength", "metrics",
         "check_groups", "report", "compact", "binarize", "ternarize", "pack", "unpack",
         "save", "load", "cubic_ramp", "score", "kill", "keep_units",
     }  # fmt: skip

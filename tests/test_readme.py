@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 def test_the_examples_run(capsys):
     readme = ROOT / "README.md"
     blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     exec(compile("\n".join(blocks), "README.md", "exec"), {})
     assert "layers/0/kernel  layers/2/kernel" in capsys.readouterr().out
 

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from volax import masks as masks
     from volax import pairs as pairs
     from volax import prox as prox
+    from volax._metrics import metrics as metrics
     from volax.compress import binarize as binarize
     from volax.compress import compact as compact
     from volax.compress import kill as kill
@@ -60,6 +61,7 @@ __all__ = [
     "lp_decay",
     "lp_sgd",
     "member",
+    "metrics",
     "pack",
     "pair",
     "paired",
@@ -86,6 +88,7 @@ __all__ = [
 # Everything is loaded at first use: training needs no tracer, and a script that is
 # stopped while JAX is being imported can say so.
 _ROOMS = {
+    "_metrics": "metrics",
     "compress": "binarize compact kill load pack report save score ternarize unpack",
     "masks": "paired path_matches unpaired",
     "optimizers": "lp_adam lp_sgd path_prox_adam path_prox_sgd volumized_adam",

@@ -1,5 +1,6 @@
 """The groups of an argument, completed by the sizes of a tree, and their names."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from volax._types import Leaf
 from volax.compress import _refit
+from volax.pairs import _layout
 from volax.pairs.records import Group, Written
 
 
@@ -76,6 +78,38 @@ def fitted(
             group, leaves, {m.path for g in found for m in g.carriers}, what, apart
         )
     return tuple(found)
+
+
+def is_composed(
+    group: Group, groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]
+) -> bool:
+    """Whether the units of another group are parts of this one's in a producer.
+
+    Heads ``[heads]`` and channels ``[heads, size]`` of one kernel are such groups: each
+    channel's entries of the kernel are entries of one head.
+    """
+    for part in groups:
+        for member in part.producers if part.size > group.size else ():
+            shape = shapes[member.path]
+            carrying = sorted(a.axis for a in member.axes)
+            # The unit of this group at each entry of the part's axes, -1 for none.
+            unit_of = np.full([shape[a] for a in carrying], -1)
+            for whole in group.producers:
+                axes = {a.axis for a in whole.axes}
+                if whole.path != member.path or not axes <= set(carrying):
+                    continue
+                own = np.full(math.prod(shape[a] for a in axes), -1)
+                own[_layout.unit_indices(whole, group.sizes, shape)[0]] = np.arange(
+                    group.size
+                )[:, None]
+                own = own.reshape([shape[a] if a in axes else 1 for a in carrying])
+                unit_of = np.maximum(unit_of, own)
+            units = unit_of.reshape(-1)[
+                _layout.unit_indices(member, part.sizes, shape)[0]
+            ]
+            if (units >= 0).all() and (units == units[:, :1]).all():
+                return True
+    return False
 
 
 def _modules(leaves: Iterable[str], apart: Set[str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What training left in the weights: ``report``."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -12,14 +12,13 @@ from volax import _modules, _nnx, _paths, masks
 from volax._numerics import inside
 from volax._types import Function, Leaf, Selection, Tree
 from volax.compress._cut import cutting
-from volax.compress._fitted import fitted
+from volax.compress._fitted import fitted, is_composed
 from volax.compress._kinds import OTHER, PARAMETER, STATE, kinds
 from volax.compress._measure import histogram, measures, stable_rank, unit_norms
 from volax.compress._plan import plan
 from volax.compress._reports import GroupReport, LeafReport, Report
 from volax.compress.packing import Packed, is_packed
 from volax.compress.quantize import walls_of
-from volax.pairs._layout import unit_indices
 from volax.pairs._trace.count import multiply_adds
 from volax.pairs.records import Group, Written
 from volax.pairs.result import ACTIVATIONS
@@ -164,7 +163,7 @@ def _units(
                 unread=int(unread.sum()),
                 unfed=int((gone & ~unread).sum()),
                 path_norms=tuple(np.sort(norms.reshape(-1))[::-1].tolist()),
-                composed=_is_composed(group, groups, shapes),
+                composed=is_composed(group, groups, shapes),
             )
         )
     after = cutting(groups, planned.stay, shapes)
@@ -185,36 +184,6 @@ def _made(
                 found[member.path] = (count + row.units, alive + row.alive)
         made = found | made
     return made
-
-
-def _is_composed(
-    group: Group, groups: Sequence[Group], shapes: Mapping[str, tuple[int, ...]]
-) -> bool:
-    """Whether the units of another group are parts of this one's in a producer.
-
-    Heads ``[heads]`` and channels ``[heads, size]`` of one kernel are such groups: each
-    channel's entries of the kernel are entries of one head.
-    """
-    for part in groups:
-        for member in part.producers if part.size > group.size else ():
-            shape = shapes[member.path]
-            carrying = sorted(a.axis for a in member.axes)
-            # The unit of this group at each entry of the part's axes, -1 for none.
-            unit_of = np.full([shape[a] for a in carrying], -1)
-            for whole in group.producers:
-                axes = {a.axis for a in whole.axes}
-                if whole.path != member.path or not axes <= set(carrying):
-                    continue
-                own = np.full(math.prod(shape[a] for a in axes), -1)
-                own[unit_indices(whole, group.sizes, shape)[0]] = np.arange(group.size)[
-                    :, None
-                ]
-                own = own.reshape([shape[a] if a in axes else 1 for a in carrying])
-                unit_of = np.maximum(unit_of, own)
-            units = unit_of.reshape(-1)[unit_indices(member, part.sizes, shape)[0]]
-            if (units >= 0).all() and (units == units[:, :1]).all():
-                return True
-    return False
 
 
 def _leaf(

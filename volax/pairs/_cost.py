@@ -142,7 +142,8 @@ def _lengths(groups: Sequence[Group], sizes: Mapping[str, tuple[int, ...]]) -> _
     """For each axis the groups that shorten it, with their entries as bools."""
     found = _Lengths(set(), {})
     for k, group in enumerate(groups):
-        here = dataclasses.replace(group, states=())
+        there = tuple(m for m in group.states if m.path in sizes)
+        here = dataclasses.replace(group, states=there)
         if any(m.path not in sizes for m in here.carriers):
             continue
         if uncuttable(here, {}, sizes) is not None:
@@ -162,17 +163,23 @@ def products_of(groups: Any) -> tuple[Product, ...]:
     return groups.products if isinstance(groups, Groups) else ()
 
 
-def of_some(groups: Any, found: Mapping[int, Group], leaves: Mapping[str, Any]) -> Cost:
-    """Multiply-adds of a model by the units of some of a user's ``groups``.
+def of_some(
+    groups: Any,
+    found: Mapping[int, Group],
+    leaves: Mapping[str, Any],
+    measure: str = "multiply_adds",
+) -> Cost:
+    """What a model costs by the units of some of a user's ``groups``.
 
     Args:
       groups: as the user gave them.
       found: some of them, fitted, by their number.
       leaves: all parameters by key path, some of which may be absent.
+      measure: as in :func:`cost`.
 
     Returns:
       The cost as a function of the units left of each group that was found.
     """
     some = groups.chosen([*found]) if isinstance(groups, Groups) else ()
     there = {path: leaf for path, leaf in leaves.items() if hasattr(leaf, "shape")}
-    return cost([*found.values()], there, products=products_of(some))
+    return cost([*found.values()], there, measure, products_of(some))

@@ -18,7 +18,7 @@ import numpy as np
 from volax._sharding import alike, whole
 from volax.pairs import _layout
 from volax.pairs._cuts import carries_all
-from volax.pairs.records import Group, Member
+from volax.pairs.records import Group, Member, Written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def judge(group: Group, leaves: Mapping[str, Any]) -> Judgement:
     return Judgement(~read, ~(fed | biased), ~fed & biased & read)
 
 
-def keeps_zero(group: Group) -> bool:
+def keeps_zero(group: Written) -> bool:
     """Whether a unit that nothing feeds is zero where it is read."""
     if group.states and not group.homogeneous:
         return False  # a running mean is subtracted from what is zero

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from volax import _paths
 from volax._types import Leaf, Tree
+from volax.pairs import _judge
 from volax.pairs.records import Group, Member, Written, cannot_cut
 
 Side = Callable[[Written], Iterable[Member]]
@@ -65,10 +66,12 @@ def numbered(
                 f"{name}: the {kind} {group.name} is masked out by half: "
                 f"{', '.join(gone)} masked, {', '.join(kept)} not"
             )
-        # What it leaves alone, statistics above all, may lie in other trees.
+        # What it leaves alone, statistics above all, may lie in other trees. Whether
+        # zero stays zero depends on these statistics.
         rest = {
             "fixed": tuple(m for m in group.fixed if m in touched),
             "states": tuple(m for m in group.states if m in touched),
+            "keeps_zero": _judge.keeps_zero(group),
         }
         bare = dataclasses.replace(group, **rest)
         groups[k] = bare.fit(leaves, f"{name}: {kind}")
