@@ -1,6 +1,7 @@
 import gzip
 import lzma
 import os
+from typing import Any
 from urllib.error import URLError
 
 import jax
@@ -326,7 +327,8 @@ def test_sentences_are_numbered_by_the_words_of_the_training_side(tmp_path, fold
 
 def test_words_that_are_held_out_are_unknown(tmp_path):
     write_reviews(tmp_path, [f"w{n} w{n}" for n in range(10)], ["good good"] * 10)
-    for options in ({}, {"validation": 0.2}, {"per_class": 4}):
+    choices: tuple[dict[str, Any], ...] = ({}, {"validation": 0.2}, {"per_class": 4})
+    for options in choices:
         loaded = load("rt_polarity", str(tmp_path), **options)
         data = loaded.dataset
         held = data.test_inputs[data.test_labels == 0]

@@ -6,6 +6,7 @@ openml.org, and for text a small embedded set takes the place, which the note sa
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -89,6 +90,6 @@ def load(
     return text.tokenized(loaded, length) if name == "rt_polarity" else loaded
 
 
-def load_dataset(name: str, data_dir: str = "", **options: float) -> Dataset:
+def load_dataset(name: str, data_dir: str = "", **options: Any) -> Dataset:
     """The arrays alone of what :func:`load` returns for the same arguments."""
     return load(name, data_dir, **options).dataset
