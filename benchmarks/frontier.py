@@ -2,8 +2,11 @@
 
 ``python -m benchmarks.frontier --nets mnist-1024 --methods small,keep_units`` trains
 every setting of the chosen methods with some seeds and prints a Markdown table. All
-methods take the same number of steps in all, fine-tuning included. Figures are appended
-to ``--results`` run by run, and what stands there is not trained again.
+methods take the same number of steps in all, fine-tuning included. Of several
+``--rates`` each is tried once on ``--search``, a share of the training data, and the
+best is taken: for nets trained small one at each size, for another method one for all
+sizes, found at the middle one. Figures are appended to ``--results`` run by run, and
+what stands there is not trained again.
 """
 
 import argparse
@@ -25,7 +28,7 @@ import optax
 from flax import nnx
 
 import volax
-from benchmarks import machine
+from benchmarks import machine, transformer
 from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.models import MLP
 
@@ -56,27 +59,37 @@ def _mlp(pixels: int, widths: tuple[int, ...], *, rngs: nnx.Rngs) -> nnx.Module:
     return MLP(pixels, widths, CLASSES, rngs=rngs)
 
 
+def _characters(
+    length: int, widths: tuple[int, ...], *, seed: int
+) -> dict[str, jax.Array]:
+    """Parameters of a transformer with so many units and channels of a head."""
+    units, channels = widths
+    size = transformer.Size(units=units, channels=channels, length=length)
+    return transformer.init(size, jax.random.key(seed))
+
+
 class Net(NamedTuple):
     """A network, its data and how long every method may train it."""
 
     dataset: str
-    build: Callable[..., nnx.Module]
+    build: Callable[..., Any]
     widths: tuple[int, ...]
     epochs: int
     targets: tuple[tuple[int, ...], ...]  # widths to train small, and to cut to
 
 
-_NARROW = tuple((n,) for n in (32, 52, 97, 128, 256))
-_DEEP = tuple((n,) * 3 for n in (32, 64, 128))
-_CONVOLUTIONS = ((4, 8, 32), (8, 16, 64))
+_NARROW = tuple((n,) for n in (52, 97, 256))
+_DEEP = tuple((n,) * 3 for n in (64, 128))
+_CONVOLUTIONS = ((2, 4, 16), (4, 8, 32))
 NETS = {
     "digits-256": Net("digits", _mlp, (256,), 30, ((16,), (32,), (64,))),
     "mnist-1024": Net("mnist", _mlp, (1024,), 12, _NARROW),
     "mnist-512x3": Net("mnist", _mlp, (512,) * 3, 10, _DEEP),
-    "mnist-cnn": Net("mnist", CNN, (16, 32, 128), 6, _CONVOLUTIONS),
+    "mnist-cnn": Net("mnist", CNN, (8, 16, 64), 4, _CONVOLUTIONS),
     "fashion-1024": Net("fashion_mnist", _mlp, (1024,), 12, _NARROW),
     "fashion-512x3": Net("fashion_mnist", _mlp, (512,) * 3, 10, _DEEP),
-    "fashion-cnn": Net("fashion_mnist", CNN, (16, 32, 128), 6, _CONVOLUTIONS),
+    "fashion-cnn": Net("fashion_mnist", CNN, (8, 16, 64), 4, _CONVOLUTIONS),
+    "letters": Net("letters", _characters, (128, 8), 15, ((21, 2), (60, 4))),
 }
 
 
@@ -95,6 +108,16 @@ class Study:
 
     def groups(self, model: nnx.Module) -> volax.pairs.Groups:
         return volax.find_groups(model, *self.inputs)
+
+    def counts(
+        self, groups: volax.pairs.Groups, target: tuple[int, ...]
+    ) -> list[tuple[volax.pairs.Group, int]]:
+        """What is left of each group at a target."""
+        return list(zip(groups, target, strict=True))
+
+    def cost(self, model: Any) -> float:
+        """Multiply-adds of one image, or of one letter."""
+        return sum(self.groups(model).multiply_adds.values())
 
     def cosine(
         self, epochs: int, *, constant: int = 0, factor: float = 1
@@ -122,12 +145,60 @@ class Study:
             state = epoch(state, key, self.data)
         return nnx.merge(graph, state[0]), state[1]
 
-    def accuracy(self, model: nnx.Module) -> float:
+    def quality(self, model: nnx.Module) -> dict[str, float]:
+        """The accuracy on the test images."""
         hits = [
             np.asarray(_logits(model, images)).argmax(-1) == labels
             for images, labels in _batches(self.data)
         ]
-        return float(np.concatenate(hits).mean())
+        return {"accuracy": float(np.concatenate(hits).mean())}
+
+
+class Letters(Study):
+    """Training of a character transformer, whose loss takes the place of accuracy."""
+
+    def __init__(self, net: Net, data: Any, seed: int, rate: float):
+        self.net, self.seed, self.rate = net, seed, rate
+        self.train, self.test = data
+        self.size, self.steps = transformer.Size(), 100
+        self.inputs = (jnp.asarray(self.test[None, : self.size.length]),)
+
+    def model(self, widths: tuple[int, ...]) -> Any:
+        return self.net.build(self.size.length, widths, seed=self.seed)
+
+    def groups(self, model: Any) -> volax.pairs.Groups:
+        return volax.find_groups(transformer.forward, model, *self.inputs)
+
+    def counts(
+        self, groups: volax.pairs.Groups, target: tuple[int, ...]
+    ) -> list[tuple[volax.pairs.Group, int]]:
+        """MLP units and the channels of each head; all heads stay."""
+        units, channels = target
+        left = {"up": units, "value": channels}
+        named = [(g, g.producers[0].path.rpartition("/")[2]) for g in groups]
+        return [(group, left[name]) for group, name in named if name in left]
+
+    def cost(self, model: Any) -> float:
+        return super().cost(model) / self.size.length
+
+    def fit(
+        self,
+        model: Any,
+        tx: optax.GradientTransformation,
+        epochs: Iterable[int],
+        opt_state: Any = None,
+    ) -> tuple[Any, Any]:
+        numbers = list(epochs)
+        seed = 1000 * self.seed + numbers[0]  # other pieces of the text in each phase
+        steps = len(numbers) * self.steps
+        return transformer.trained(
+            tx, model, self.train, steps, self.size, seed, opt_state
+        )
+
+    def quality(self, model: Any) -> dict[str, float]:
+        """Nats a letter on the rest of the text."""
+        found = transformer.held_out(model, self.test, self.size.length)
+        return {"loss": found}
 
 
 def _batches(data: Dataset, size: int = 1000) -> Iterator[tuple[Any, np.ndarray]]:
@@ -184,92 +255,167 @@ def magnitude(study: Study, target: tuple[int, ...]) -> nnx.Module:
     groups = study.groups(model)
     tx = optax.adam(study.cosine(first))
     model, _ = study.fit(model, tx, range(first))
-    for group, count in zip(groups, target):
-        model = volax.kill(model, [group], 1 - count / group.size)
-    return _tuned(study, _compacted(model, groups), range(first, epochs))
+    for group, count in study.counts(groups, target):
+        model = volax.kill(model, [group], 1 - count / group.sizes[-1])
+    model = volax.compact(model, groups).params
+    tx = optax.adam(study.cosine(epochs - first, factor=0.5))
+    return study.fit(model, tx, range(first, epochs))[0]
+
+
+def _ramped(study: Study, make: Callable[..., Any]) -> nnx.Module:
+    """Adam with the rules that ``make`` gives for the rate, the groups and the steps of
+    the ramp, at a constant rate; then without them what is left, on a cosine to zero.
+    """
+    epochs = study.net.epochs
+    ramp, first = round(_RAMP * epochs * study.steps), math.floor(_RAMP * epochs) + 1
+    model = study.model(study.net.widths)
+    groups, rate = study.groups(model), study.cosine(epochs, constant=ramp)
+    adam = optax.adam(rate)
+    tx = optax.chain(adam, *make(rate, groups, ramp))
+    model, (moments, *_) = study.fit(model, tx, range(first))
+    small = volax.compact(model, groups, opt_state=moments)
+    return study.fit(small.params, adam, range(first, epochs), small.opt_state)[0]
 
 
 def keep_units(study: Study, target: tuple[int, ...]) -> nnx.Module:
-    """The units of largest path norm, fewer and fewer, at a constant rate first."""
-    epochs = study.net.epochs
-    model = study.model(study.net.widths)
-    groups = study.groups(model)
-    ramp = round(_RAMP * epochs * study.steps)
+    """The units of largest path norm, fewer and fewer."""
     every = max(study.steps // _SELECTIONS, 1)
-    chain = [optax.adam(study.cosine(epochs, constant=ramp))]
-    for group, count in zip(groups, target):
-        share = volax.cubic_ramp(1.0, count / group.size, 0, ramp)
-        chain.append(volax.keep_units(share, [group], every=every))
-    model, _ = study.fit(model, optax.chain(*chain), range(epochs))
-    return _compacted(model, groups)
+
+    def rules(rate, groups, ramp):
+        return [
+            volax.keep_units(
+                volax.cubic_ramp(1.0, count / group.sizes[-1], 0, ramp),
+                [group],
+                every=every,
+            )
+            for group, count in study.counts(groups, target)
+        ]
+
+    return _ramped(study, rules)
 
 
-def _tuned(study: Study, model: nnx.Module, epochs: range) -> nnx.Module:
-    """Fine-tuned with plain Adam at half the rate."""
-    tx = optax.adam(study.cosine(len(epochs), factor=0.5))
-    return study.fit(model, tx, epochs)[0]
+def _shrunk(
+    make: Callable[..., optax.GradientTransformation],
+) -> Callable[[Study, tuple[int, ...]], nnx.Module]:
+    """A regularizer whose strength follows the multiply-adds of the target."""
+
+    def train(study: Study, target: tuple[int, ...]) -> nnx.Module:
+        few, all_ = (
+            study.cost(study.model(widths)) for widths in (target, study.net.widths)
+        )
+
+        def rules(rate, groups, ramp):
+            rule = volax.tune_strength(
+                lambda strength: make(rate, strength, groups),
+                1 - few / all_,
+                measure="multiply_adds",
+                groups=groups,
+                steps=ramp,
+            )
+            return [rule]
+
+        return _ramped(study, rules)
+
+    return train
 
 
-def _compacted(model: nnx.Module, groups: volax.pairs.Groups) -> nnx.Module:
-    return volax.compact(model, groups).params
-
-
-def _regularized(
-    study: Study, make: Callable[..., optax.GradientTransformation]
-) -> nnx.Module:
-    """Trained with a regularizer, compacted, fine-tuned without it."""
-    epochs, first = study.net.epochs, math.ceil(0.75 * study.net.epochs)
-    model = study.model(study.net.widths)
-    groups = study.groups(model)
-    tx = make(study.cosine(first), groups)
-    model, _ = study.fit(model, tx, range(first))
-    return _tuned(study, _compacted(model, groups), range(first, epochs))
-
-
-class Method(NamedTuple):
-    """How to train, and which settings to try; ``None`` stands for the targets."""
-
-    train: Callable[[Study, Any], nnx.Module]
-    settings: tuple[Any, ...] | None = None
-
-
-def _lp(study: Study, strength: float) -> nnx.Module:
-    """Adam and decay with p = 1/2."""
-    return _regularized(
-        study,
-        lambda rate, _: volax.lp_adam(rate, strength, 0.5, snap_below=1e-4),
+def _path(p: float) -> Callable[..., optax.GradientTransformation]:
+    return lambda rate, strength, groups: volax.path_prox(
+        rate, strength, groups.pairs, p=p, freeze_dead=True
     )
 
 
-METHODS = {
-    "small": Method(small),
-    "plain": Method(lambda study, _: small(study, study.net.widths), ("",)),
-    "magnitude": Method(magnitude),
-    "keep_units": Method(keep_units),
-    "lp_decay": Method(_lp, (3e-4, 1e-3, 3e-3)),
+def _group(rate: Any, strength: Any, groups: Any) -> optax.GradientTransformation:
+    return volax.group_prox(rate, strength, groups, over="all", p=0.5)
+
+
+def _lp(rate: Any, strength: Any, _: Any) -> optax.GradientTransformation:
+    return volax.lp_decay(rate, strength, 0.5, snap_below=1e-4)
+
+
+def _plain(study: Study, _: Any) -> nnx.Module:
+    """All units, all the time."""
+    return small(study, study.net.widths)
+
+
+# The transformer has no pairs for path_prox: GELU does not scale with its inputs.
+METHODS: dict[str, Callable[[Study, Any], nnx.Module]] = {
+    "small": small,
+    "plain": _plain,
+    "magnitude": magnitude,
+    "keep_units": keep_units,
+    "path_prox": _shrunk(_path(1.0)),
+    "path_prox p=1/2": _shrunk(_path(0.5)),
+    "group_prox": _shrunk(_group),
+    "lp_decay": _shrunk(_lp),
 }
 
 
 def measure(
-    name: str, method: str, setting: Any, seed: int, rate: float, data: Dataset
+    name: str, method: str, setting: Any, seed: int, rate: float, data: Any
 ) -> dict[str, Any]:
     """One run: what is left, how good it is, and how long it took."""
-    study = Study(NETS[name], data, seed, rate)
+    net = NETS[name]
+    study = (Letters if net.dataset == "letters" else Study)(net, data, seed, rate)
     began = time.perf_counter()
-    model = METHODS[method].train(study, setting)
+    model = METHODS[method](study, setting)
     seconds = time.perf_counter() - began
-    found = volax.report(model, study.groups(model), inputs=study.inputs)
     return {
-        "net": name,
-        "method": method,
-        "setting": setting,
-        "seed": seed,
-        "rate": rate,
-        "accuracy": study.accuracy(model),
+        **study.quality(model),
         "units": [group.size for group in study.groups(model)],
-        "multiply_adds": found.multiply_adds,
+        "multiply_adds": study.cost(model),
         "seconds": round(seconds),
     }
+
+
+class Trials:
+    """Runs in a file, those that are missing trained when they are asked for."""
+
+    def __init__(self, path: Path):
+        self.path, self.rows = path, {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self.rows[_key(row)] = row
+
+    def __call__(
+        self, net: str, method: str, setting: Any, seed: int, rate: float, share: float
+    ) -> dict[str, Any]:
+        written = [*setting] if setting else ""  # as it is read again
+        row = {"net": net, "method": method, "setting": written, "seed": seed}
+        row |= {"rate": rate, "validation": share}
+        if (known := self.rows.get(_key(row))) is not None:
+            return known
+        data = _data(NETS[net].dataset, share)
+        row |= measure(net, method, setting, seed, rate, data)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+        self.rows[_key(row)] = row
+        return row
+
+
+def _key(row: dict) -> str:
+    names = ("net", "method", "setting", "seed", "rate", "validation")
+    return json.dumps([row[name] for name in names])
+
+
+@functools.lru_cache(maxsize=1)
+def _data(name: str, share: float) -> Any:
+    """Images, or letters to train on and to judge by."""
+    if name != "letters":
+        where = os.environ.get("VOLAX_DATA_DIR", "")
+        return load_dataset(name, where, validation=share)
+    text = transformer.letters()
+    first = int(len(text) * (1 - transformer.HELD_OUT))
+    if not share:
+        return text[:first], text[first:]
+    return text[: int(first * (1 - share))], text[int(first * (1 - share)) : first]
+
+
+def _value(row: dict) -> float:
+    """The more the better."""
+    return row["accuracy"] if "accuracy" in row else -row["loss"]
 
 
 def table(rows: Iterable[dict]) -> str:
@@ -283,24 +429,25 @@ def table(rows: Iterable[dict]) -> str:
         sorted(rows, key=key), key
     ):
         runs = list(found)
-        hits = [100 * run["accuracy"] for run in runs]
+        sign, digits = (100, 2) if "accuracy" in runs[0] else (-1, 3)
+        values = sorted(abs(sign * _value(run)) for run in runs)
         units = " ".join(
             f"{statistics.mean(counts):.0f}"
-            for counts in zip(*(r["units"] for r in runs))
+            for counts in itertools.zip_longest(
+                *(r["units"] for r in runs), fillvalue=0
+            )
         )
         cost = statistics.mean(run["multiply_adds"] for run in runs)
-        spread = f"{min(hits):.2f} to {max(hits):.2f}"
-        seconds = statistics.median(run["seconds"] for run in runs)
         cells = (net, method, setting, f"{rate:g}", units, f"{cost:,.0f}")
         cells += (
-            f"{statistics.mean(hits):.2f}",
-            spread,
+            f"{statistics.mean(values):.{digits}f}",
+            f"{values[0]:.{digits}f} to {values[-1]:.{digits}f}",
             f"{len(runs)}",
-            f"{seconds:.0f}",
+            f"{statistics.median(run['seconds'] for run in runs):.0f}",
         )
         lines.append((net, -cost, cells))
-    head = ("net", "method", "setting", "rate", "units", "multiply-adds", "accuracy, %",
-            "from, to", "seeds", "s")  # fmt: skip
+    head = ("net", "method", "setting", "rate", "units", "multiply-adds",
+            "accuracy, % (loss)", "from, to", "seeds", "s")  # fmt: skip
     body = [cells for _, _, cells in sorted(lines)]
     rule = tuple("---" for _ in head)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
@@ -315,7 +462,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--methods", default="small", help=", ".join(METHODS))
     parser.add_argument("--settings", default="", help="part of a setting's text")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=1e-3, help="of Adam")
+    parser.add_argument("--rates", default="1e-3", help="of Adam")
+    parser.add_argument("--search", type=float, default=1 / 6, help="share held out")
     parser.add_argument("--validation", type=float, default=0.0, help="share held out")
     parser.add_argument("--results", type=Path, default=Path("frontier.jsonl"))
     given = parser.parse_args(argv)
@@ -323,38 +471,23 @@ def main(argv: list[str] | None = None) -> None:
     for kind, names, known in (("net", nets, NETS), ("method", methods, METHODS)):
         if unknown := set(names) - known.keys():
             parser.error(f"unknown {kind}s: {', '.join(sorted(unknown))}")
+    rates = [float(rate) for rate in given.rates.split(",")]
     print(machine.header())
-    rows = []
-    if given.results.exists():
-        rows = [json.loads(line) for line in given.results.read_text().splitlines()]
-    done = {json.dumps(_key(row)) for row in rows}
-    for name in nets:
-        data = load_dataset(
-            NETS[name].dataset,
-            os.environ.get("VOLAX_DATA_DIR", ""),
-            validation=given.validation,
-        )
-        for method, seed in itertools.product(methods, range(given.seeds)):
-            chosen = METHODS[method].settings
-            for setting in NETS[name].targets if chosen is None else chosen:
-                wanted = {"net": name, "method": method, "setting": setting}
-                wanted |= {"seed": seed, "rate": given.rate}
-                wanted |= {"validation": given.validation}
-                wanted = json.loads(json.dumps(wanted))  # as it is read again
-                known = json.dumps(_key(wanted)) in done
-                if known or given.settings not in str(setting):
-                    continue
-                row = measure(name, method, setting, seed, given.rate, data) | wanted
+    trials, rows = Trials(given.results), []
+    for net, method in itertools.product(nets, methods):
+        targets = [""] if method == "plain" else NETS[net].targets
+        for target in targets:
+            if given.settings not in str(target):
+                continue
+            rate = rates[0]
+            if len(rates) > 1:
+                tried = target if method == "small" else targets[len(targets) // 2]
+                held = [trials(net, method, tried, 0, r, given.search) for r in rates]
+                rate = max(held, key=_value)["rate"]
+            for seed in range(given.seeds):
+                row = trials(net, method, target, seed, rate, given.validation)
                 rows.append(row)
-                with given.results.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(json.dumps(row), flush=True)
-    chosen = [r for r in rows if r["net"] in nets and r["method"] in methods]
-    print(table(chosen))
-
-
-def _key(row: dict) -> list:
-    return [row[k] for k in ("net", "method", "setting", "seed", "rate", "validation")]
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -220,6 +220,7 @@ def trained(
     steps: int,
     size: Size,
     seed: int,
+    state: Any = None,
 ) -> tuple[Any, Any]:
     """Parameters and state after training on random pieces of the text."""
     text, window = jnp.asarray(data), jnp.arange(size.length + 1)
@@ -237,7 +238,8 @@ def trained(
         return jax.lax.scan(step, carry, jax.random.split(key, count))[0]
 
     params = jax.tree.map(jnp.copy, params)
-    return run((params, tx.init(params)), jax.random.key(seed), steps)
+    state = tx.init(params) if state is None else state
+    return run((params, state), jax.random.key(seed), steps)
 
 
 def held_out(params: Any, data: np.ndarray, length: int) -> float:

@@ -106,20 +106,54 @@ def test_a_study_trains_what_is_missing_and_prints_a_table(
     net = frontier.NETS["digits-256"]._replace(widths=(16,), targets=((8,),), epochs=4)
     monkeypatch.setitem(frontier.NETS, "tiny", net)
     results = tmp_path / "results.jsonl"
-    methods = [name for name in frontier.METHODS if name != "plain"]
-    for last, seeds in (("plain", "1"), ("plain", "2")):
-        command = ["--nets=tiny", f"--methods={','.join([*methods, last])}"]
-        frontier.main([*command, "--seeds", seeds, "--results", str(results)])
+    given = ["--nets=tiny", "--results", str(results)]
+    frontier.main([*given, f"--methods={','.join(frontier.METHODS)}", "--seeds=1"])
+    frontier.main([*given, "--methods=plain,small", "--seeds=2"])
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [row["seed"] for row in rows].count(0) == len(rows) / 2
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        *((method, 0) for method in frontier.METHODS),
+        ("plain", 1),
+        ("small", 1),
+    ]
     assert all(0 < row["accuracy"] < 1 for row in rows)
     cut = {row["method"]: row["units"] for row in rows}
     assert cut["plain"] == [16]
-    assert cut["small"] == [8]
+    assert cut["small"] == cut["magnitude"] == cut["keep_units"] == [8]
     printed = capsys.readouterr().out.splitlines()
-    assert len([line for line in printed if line.startswith("| tiny")]) == 2 * len(
-        {(row["method"], str(row["setting"])) for row in rows}
-    )
+    assert len([line for line in printed if line.startswith("| tiny")]) == len(cut) + 2
+
+
+def test_a_study_takes_the_rate_that_was_best_on_held_out_images(
+    tmp_path, monkeypatch, capsys
+):
+    net = frontier.NETS["digits-256"]._replace(targets=((4,),), epochs=2)
+    monkeypatch.setitem(frontier.NETS, "tiny", net)
+    given = ["--nets=tiny", "--rates=1e-9,1e-2", "--results", str(tmp_path / "rows")]
+    frontier.main([*given, "--seeds=1"])
+    rows = [json.loads(x) for x in (tmp_path / "rows").read_text().splitlines()]
+    share = 1 / 6
+    assert [(row["rate"], row["validation"]) for row in rows] == [
+        (1e-9, share),
+        (1e-2, share),
+        (1e-2, 0),
+    ]
+    assert "| 0.01 | 4 |" in capsys.readouterr().out
+
+
+def test_a_study_of_letters(tmp_path, monkeypatch, capsys):
+    net = frontier.NETS["letters"]._replace(widths=(8, 4), targets=((4, 2),), epochs=3)
+    monkeypatch.setitem(frontier.NETS, "tiny", net)
+    monkeypatch.setattr(transformer, "Size", TINY._replace)
+    monkeypatch.delenv("VOLAX_DATA_DIR", raising=False)
+    given = ["--nets=tiny", "--seeds=1", "--results", str(tmp_path / "rows")]
+    frontier.main([*given, "--methods=magnitude,keep_units"])
+    rows = [json.loads(x) for x in (tmp_path / "rows").read_text().splitlines()]
+    heads, units, channels = 2, 4, 2
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert row["units"] == [heads, units, heads * channels]
+        assert 0 < row["loss"] < 5
+        assert f"{row['loss']:.3f}" in printed
 
 
 def test_a_line_for_every_optimizer_and_mode(capsys):
