@@ -196,7 +196,8 @@ def test_a_full_disk_is_one_sentence(command, tmp_path):
     assert code == 1
     assert re.match(r"error: run/checkpoints/plain/1 cannot be written \(.*\)\n$", err)
     files = {str(p.relative_to(tmp_path / "run")) for p in tmp_path.glob("run/**/*")}
-    assert files <= {"config.json", *(f"checkpoints{s}" for s in ("", *FOLDERS))}
+    folders = {f"checkpoints{s}" for s in ("", *FOLDERS)}
+    assert files <= {"config.json", "metrics.csv", *folders}
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(command, tmp_path):

@@ -1,18 +1,23 @@
 """What the example writes: whole files, and checkpoints that resume exactly."""
 
+import asyncio
 import errno
 import json
 import os
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 try:
     import fcntl
@@ -20,6 +25,8 @@ except ImportError:  # Windows
     fcntl = None
 
 from volax.examples._errors import UserError
+
+_THREAD_SECONDS = 10.0  # how long a disk that does not answer is waited for
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -126,20 +133,55 @@ def _uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def _nothing_left_behind() -> Iterator[None]:
+    """See all that was begun in the block to its end, when a part of it has failed.
+
+    The library closes its event loop at the first error, while other files are being
+    read, and Python then complains of each that the loop is closed.
+    """
+    new_event_loop = asyncio.new_event_loop
+
+    def make() -> asyncio.AbstractEventLoop:
+        loop = new_event_loop()
+        close = loop.close
+
+        def finish() -> None:
+            if left := asyncio.all_tasks(loop):
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            close()
+
+        loop.close = finish
+        return loop
+
+    asyncio.new_event_loop = make
+    try:
+        yield
+    finally:
+        asyncio.new_event_loop = new_event_loop
+
+
 class Checkpoints:
     """The last two checkpoints of one run: its arrays and its rows of metrics.
 
+    Each holds where in the data it stands, which is the seed and the number of epochs,
+    and sums over its arrays: of a damaged file the library may read other numbers and
+    say nothing. Training goes on while the arrays, of which there is a copy then, are
+    written.
+
     Args:
       folder: where they are.
+      seed: of everything random in the run.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, seed: int):
+        self._folder, self._seed = folder, seed
+        self._begun: int | None = None  # the step that is being written
+        self._damaged: list[int] = []
+        self._others: set[threading.Thread] = set()
         folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=False,
+            max_to_keep=2, cleanup_tmp_directories=True
         )
         with _uninterrupted():
             self._manager = ocp.CheckpointManager(folder, options=options)
@@ -148,42 +190,144 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception) -> None:
+        self.wait()
         self._manager.close()
 
     def save(self, state: Any, rows: list[dict]) -> None:
-        """Store the arrays and the rows of all epochs so far, in one step."""
+        """Begin to store the arrays and the rows of all epochs so far, in one step.
+
+        The arrays may be donated afterwards.
+
+        Raises:
+          UserError: this or the one before cannot be written; those before are as they
+            were.
+        """
+        self.wait()
+        about = {"seed": self._seed, "epochs": len(rows), "rows": rows}
+        about["sums"] = _sums(state, about)
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), rows=ocp.args.JsonSave({"rows": rows})
+            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
         )
+        self._begun, self._others = len(rows), set(threading.enumerate())
+        with self._told():
+            for step in self._damaged:
+                self._manager.delete(step)
+            self._damaged = []
+            self._manager.save(self._begun, args=items)
+
+    def wait(self) -> None:
+        """Wait until what `save` began is on the disk.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        if self._begun is not None:
+            with self._told():
+                self._manager.wait_until_finished()
+            self._begun = None
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell in one sentence what cannot be written, and leave nothing of it."""
         try:
             with _uninterrupted():
-                self._manager.save(len(rows), args=items)
+                yield
         except Exception as error:  # of several classes, where the disk is full
+            # The library raises the first error while its threads write on, and they
+            # make the folders that they miss. Closed, it ends those that wait for work.
+            with suppress(Exception):
+                self._manager.close()
+            for thread in set(threading.enumerate()) - self._others:
+                thread.join(_THREAD_SECONDS)
             for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(
-                f"{self._folder / str(len(rows))} cannot be written ({_cause(error)})"
-            ) from error
+            path, self._begun = self._folder / str(self._begun), None
+            message = f"{path} cannot be written ({_cause(error)})"
+            raise UserError(message) from error
 
     def restore(self, state: Any) -> tuple[Any, list[dict]]:
-        """Load the last checkpoint, shaped like `state`; `state` where none is."""
-        step = self._manager.latest_step()
-        if step is None:
-            return state, []
+        """Load the last checkpoint that is whole, or give back what was given.
+
+        A damaged one is left out with a warning, and removed when the next is written.
+
+        Args:
+          state: gives the structure, the shapes and where the arrays are to lie.
+
+        Returns:
+          The state, and a row of metrics for each epoch that it has seen; `state` and
+          no rows where there is no checkpoint.
+
+        Raises:
+          UserError: there are checkpoints and none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        reasons: list[str] = []
+        for step in steps:
+            try:
+                restored = self._read(step, state)
+            except Exception as error:  # just that is what a damaged array raises
+                what = str(error).partition(". ")[0].partition("\n")[0]
+                reasons.append(what or type(error).__name__)
+                continue
+            self._damaged = steps[: len(reasons)]
+            for damaged, reason in zip(self._damaged, reasons):
+                warnings.warn(
+                    f"{self._folder / str(damaged)} is damaged ({reason}); training "
+                    f"goes on from {self._folder / str(step)}",
+                    stacklevel=2,
+                )
+            return restored
+        if steps:
+            raise UserError(
+                f"no checkpoint in {self._folder} can be read ({steps[0]}: "
+                f"{reasons[0]}); delete the folder to begin this run again"
+            )
+        return state, []
+
+    def _read(self, step: int, state: Any) -> tuple[Any, list[dict]]:
+        """The arrays and rows of one checkpoint, proven to be what was stored."""
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(like), rows=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(like), about=ocp.args.JsonRestore()
         )
-        try:
-            with _uninterrupted():
-                restored = self._manager.restore(step, args=items)
-        except Exception as error:  # just that is what a damaged array raises
-            what = str(error).partition(". ")[0].partition("\n")[0]
-            raise UserError(
-                f"{self._folder / str(step)} cannot be read ({what}); delete it to "
-                "resume from the one before"
-            ) from error
-        return restored["state"], restored["rows"]["rows"]
+        with _uninterrupted(), _nothing_left_behind():
+            restored = self._manager.restore(step, args=items)
+        state, about = restored["state"], dict(restored["about"])
+        if about.pop("sums", None) != _sums(state, about):
+            raise ValueError("its numbers are not those that were stored")
+        if (about["seed"], about["epochs"]) != (self._seed, step):
+            raise ValueError(
+                f"it is of seed {about['seed']} after {about['epochs']} epochs"
+            )
+        return state, about["rows"]
+
+
+def _sums(state: Any, about: dict) -> list[str]:
+    """Two sums over the bits of all that a checkpoint holds: its arrays and its text.
+
+    They are the words of each array, each with its square, added up modulo 2^64, so
+    that it does not matter on which devices of which processes the parts of an array
+    lie. A word is as wide as an element of the array.
+    """
+    text = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
+    sums = np.zeros(2, np.uint64)
+    for leaf in jax.tree.leaves(state):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        for shard in leaf.addressable_shards:
+            if shard.replica_id == 0:
+                sums += _sum_and_squares(np.asarray(shard.data))
+    if jax.process_count() > 1:
+        parts = multihost_utils.process_allgather(sums.view(np.uint32))
+        sums = np.asarray(parts).view(np.uint64).sum(0)
+    return [str(x) for x in sums + _sum_and_squares(text)]
+
+
+def _sum_and_squares(array: np.ndarray) -> np.ndarray:
+    """The sum of the words of an array and that of their squares, uint64 [2]."""
+    words = np.ascontiguousarray(array).reshape(-1)
+    words = words.view(f"u{array.itemsize}").astype(np.uint64)
+    return np.array([words.sum(), np.dot(words, words)], np.uint64)
 
 
 def _cause(error: Exception) -> str:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,7 @@ def _main(argv: list[str]) -> int:
 
     # The checkpoint library logs every step, and beside what it raises its traceback.
     logging.set_verbosity(logging.FATAL)
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         if argv[1:]:
             raise UserError(

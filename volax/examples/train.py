@@ -107,7 +107,7 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
         claim_workdir(workdir, settings, may_change=_MAY_CHANGE, may_grow=may_grow)
         runs = []
         for name, folder, tx in zip(names, _FOLDERS, (plain, regularized)):
-            checkpoints = Checkpoints(workdir / "checkpoints" / folder)
+            checkpoints = Checkpoints(workdir / "checkpoints" / folder, config.seed)
             stack.enter_context(checkpoints)
             # A copy, because an epoch consumes what it is given.
             state = jax.tree.map(jnp.copy, params), tx.init(params)
@@ -256,6 +256,7 @@ def _fit(run: _Run, config: Any, after_save: Callable[[], None]) -> None:
             # Short epochs go many to a call: the host then costs next to nothing.
             wanted = min(_CALL_SECONDS, config.checkpoint_seconds)
             count = max(1, min(_AT_ONCE, int(wanted * count / (now - began))))
+    run.checkpoints.wait()
 
 
 def _rows(metrics: dict[str, np.ndarray], done: int, count: int) -> list[dict]:
