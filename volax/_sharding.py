@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
@@ -82,4 +83,8 @@ def put_like(array: ArrayLike, like: Leaf, *, split: bool = True) -> jax.Array:
     axes = zip(sharding.spec, jnp.shape(array)) if split else ()
     spec = [entry if n % parts(entry) == 0 else None for entry, n in axes]
     placed = NamedSharding(mesh, P(*spec), memory_kind=sharding.memory_kind)
+    if isinstance(array, np.ndarray) and not placed.is_fully_addressable:
+        # Each process cuts its parts out, where device_put would first send the whole
+        # array to compare what the processes have.
+        return jax.make_array_from_callback(array.shape, placed, array.__getitem__)
     return jax.device_put(array, placed)

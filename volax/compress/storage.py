@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from volax import _modules, _paths
 from volax._sharding import put_like
@@ -64,6 +65,10 @@ def save(
 ) -> int:
     """Writes a model to one file, all of it or nothing.
 
+    Where several processes train one model, process 0 writes the file. Arrays of which
+    no process has all, one after the other, are gathered on each, so that every process
+    has to make the call, and it returns when the file is written.
+
     Args:
       path: the file, by convention ``.safetensors``; it is replaced in one step, once
         the new one is on the disk.
@@ -73,12 +78,13 @@ def save(
       manifest: further plain JSON values to keep beside the arrays.
 
     Returns:
-      The size of the file in bytes.
+      The size of the file in bytes; 0 on a process that does not write.
 
     Raises:
       ValueError: a dtype that the format lacks, a manifest that is no plain JSON, or
         two leaves whose key paths read the same.
-      OSError: the file cannot be written; the old one is still there.
+      OSError: the file cannot be written (on any process: by process 0); the old one
+        is still there.
       ImportError: safetensors is not installed.
 
     Example:
@@ -111,7 +117,18 @@ def save(
         text = json.dumps({"leaves": places, "manifest": own}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"save: the manifest is no plain JSON: {error}") from error
-    return _file.write(Path(path), arrays, text)
+    if all(_is_addressable(leaf) for leaf in jax.tree.leaves(tree)):
+        return _file.write(Path(path), arrays, text)
+    size, apart = 0, any(_is_apart(leaf) for leaf in jax.tree.leaves(tree))
+    try:
+        if jax.process_index() == 0:
+            size = _file.write(Path(path), arrays, text)
+    finally:
+        # The others learn how it went, lest they wait for a process that has stopped.
+        written = multihost_utils.broadcast_one_to_all(size > 0) if apart else True
+    if not written:
+        raise OSError(f"save: process 0 could not write {path}")
+    return size
 
 
 def load(path: str | os.PathLike[str], *, into: Tree = None) -> Loaded:
@@ -123,7 +140,8 @@ def load(path: str | os.PathLike[str], *, into: Tree = None) -> Loaded:
         are replaced, whatever their shape. A module becomes a new one with its size
         attributes in line, all that is no array as it was, and packed weights unpacked
         where it had none. On a mesh every array is put where the one that it replaces
-        lay; an axis whose new size the mesh does not divide is whole on every device.
+        lay, whatever mesh it was saved from; an axis whose new size the mesh does not
+        divide is whole on every device. Of several processes each reads the file.
         ``None``: nested dictionaries and lists.
 
     Returns:
@@ -170,6 +188,16 @@ def load(path: str | os.PathLike[str], *, into: Tree = None) -> Loaded:
     return Loaded(merge(filled), manifest)
 
 
+def _is_addressable(leaf: Leaf) -> bool:
+    """Whether this process has all of an array."""
+    return getattr(leaf, "is_fully_addressable", True)
+
+
+def _is_apart(leaf: Leaf) -> bool:
+    """Whether an array lies in parts on several processes, none of which has all."""
+    return not _is_addressable(leaf) and not leaf.is_fully_replicated
+
+
 def _is_key(x: Leaf) -> bool:
     return jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)
 
@@ -199,6 +227,8 @@ def _parts(name: str, node: Leaf) -> tuple[Json, dict[str, np.ndarray]]:
         place, parts = {}, {name: node}
     stored = {}
     for part, leaf in parts.items():
+        if _is_apart(leaf):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         array = np.asarray(leaf, order="C")
         kind = array.dtype.name
         if kind in _AS_BYTES:
