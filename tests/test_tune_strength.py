@@ -87,6 +87,66 @@ def test_a_schedule_is_the_course_itself():
     np.testing.assert_allclose(shares[-1], 0.5, atol=0.01)
 
 
+def test_an_injected_schedule_is_the_course_where_it_is_static():
+    """Elsewhere it arrives as a number, which is followed on the cubic."""
+
+    def target(count):
+        return 0.5 * jnp.clip((count - 50) / 100, 0, 1)
+
+    given = {"measure": "weights", "steps": 400, "initial": 0.05}
+
+    def shares(static):
+        inject = optax.inject_hyperparams(volax.tune_strength, static_args=static)
+        tx = inject(make=lasso, target=target, **given)
+        return scanned(tx, {"w": GOAL}, towards_goal, 200)[3]
+
+    static = ("make", "measure")
+    alone = volax.tune_strength(lasso, target, **given)
+    expected = scanned(alone, {"w": GOAL}, towards_goal, 200)[3]
+    np.testing.assert_array_equal(shares((*static, "target")), expected)
+    assert expected[-1] > 0.49
+    # The cubic of 400 steps is at 0.83 after 200.
+    assert shares(static)[-1] < 0.43
+
+
+ODD = {
+    "scalar": np.zeros(()),
+    "vector": np.array([0.0, 1.0, 0.0]),
+    "nothing": np.zeros((0, 4)),
+    "infinite": np.array([[np.inf, 0.0, -np.inf], [0.0, 0.0, 2.0]]),
+    "four axes": np.arange(24).reshape(2, 3, 2, 2) % 3,
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_zeros_are_counted_in_every_shape(dtype):
+    tree = {name: jnp.asarray(x, dtype) for name, x in ODD.items()}
+    tx = volax.tune_strength(lasso, 0.5, measure="weights", mask="all")
+    _, state = tx.update(tree, tx.init(tree), tree)
+    zeros = sum((x == 0).sum() for x in ODD.values())
+    share = float(optax.tree.get(state, "share"))
+    assert share == pytest.approx(zeros / sum(x.size for x in ODD.values()))
+
+
+def test_a_row_with_a_nan_has_no_zeros():
+    tree = {"w": jnp.array([[jnp.nan, 0.0, 1.0], [0.0, 0.0, 1.0]])}
+    tx = volax.tune_strength(lasso, 0.5, measure="weights")
+    _, state = tx.update(tree, tx.init(tree), tree)
+    assert float(optax.tree.get(state, "share")) == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize("measure", ["weights", "units"])
+def test_measuring_writes_no_array_as_large_as_the_weights(measure):
+    tree = {"a": jnp.ones((128, 256)), "v": jnp.ones((256, 128))}
+    groups = volax.pair("a", "v") if measure == "units" else None
+    tx = volax.tune_strength(
+        lambda strength: optax.identity(), 0.5, measure=measure, groups=groups
+    )
+    step = jax.jit(tx.update).lower(tree, tx.init(tree), tree).compile()
+    # A byte a weight would be as many as there are weights in a leaf.
+    assert step.memory_analysis().temp_size_in_bytes < tree["a"].size / 2
+
+
 def test_what_starts_at_zero_trains_before_the_course_leaves_zero():
     tx = volax.tune_strength(lasso, 0.5, measure="weights", steps=400)
     tree, *_ = scanned(tx, {"w": jnp.zeros_like(GOAL)}, towards_goal, 500)

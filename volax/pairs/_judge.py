@@ -69,10 +69,19 @@ def _any(members: tuple[Member, ...], group: Group, leaves: Mapping[str, Any]) -
         carrying = {a.axis for a in member.axes}
         rest = tuple(i for i in range(leaf.ndim) if i not in carrying)
         where, _ = _layout.unit_indices(member, group.sizes, leaf.shape)
-        used = (leaf != 0).any(axis=rest)
-        used = (whole(used) if isinstance(used, jax.Array) else used).reshape(-1)
+        used = _uses(leaf, rest).reshape(-1)
         found = found | used[where].any(axis=-1).reshape(group.sizes)
     return found
+
+
+def _uses(leaf: Any, axes: tuple[int, ...]) -> Any:
+    """Whether there is an entry other than zero along the axes."""
+    if not isinstance(leaf, jax.Array):
+        return (leaf != 0).any(axis=axes)
+    if leaf.dtype == bool:
+        return whole(leaf.any(axis=axes))
+    # XLA fuses the maximum; for any() it writes the comparisons to memory first.
+    return whole(jnp.max(jnp.abs(leaf), axis=axes, initial=0) != 0)
 
 
 def dead_units(

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from volax import _paths, masks
+from volax._numerics import wide
 from volax.pairs import _cost, _cuts, _judge, _layout, _score, records
 from volax.pairs.records import Group, Written
 from volax.pairs.result import Product
@@ -102,7 +103,10 @@ def tune_strength(
     Returns:
       A transformation in place of ``make(strength)``. The strength and the share are
       in its state: ``optax.tree.get(state, "strength")`` and ``"share"``. Under
-      ``inject_hyperparams`` name ``make`` and ``groups`` in ``static_args``.
+      ``inject_hyperparams`` name ``make`` and ``groups`` in ``static_args``, and
+      ``target`` where it is a schedule. Left out there, a schedule arrives as the
+      number that it has at each step, and a number is followed on the cubic: the
+      course is then the product of the two, and never ahead of the cubic.
 
     Raises:
       ValueError: a ``make`` that builds no transformation, an unknown ``measure``, no
@@ -265,10 +269,22 @@ def _zeros(params: optax.Params, mask: Any) -> jax.Array:
     """The share of exact zeros in the leaves of a mask."""
     leaves = _paths.named_leaves(params)
     chosen = [jnp.asarray(leaves[k]) for k in masks.selected(mask, params, NAME)]
-    # Counted by leaf in integers: float32 does not count beyond 2^24.
-    zeros = [jnp.sum(leaf == 0).astype(jnp.float32) for leaf in chosen]
+    zeros = [_count_zeros(leaf).astype(jnp.float32) for leaf in chosen]
     total = sum(leaf.size for leaf in chosen)
     return sum(zeros, jnp.zeros([], jnp.float32)) / max(total, 1)
+
+
+def _count_zeros(leaf: jax.Array) -> jax.Array:
+    """How many entries are zero, int32, shape ``()``; none in a row that has a NaN.
+
+    XLA fuses a sum of floats with what is summed. A sum of bools it makes of integers,
+    which it writes to memory first, as many bytes as the leaf has. But float32 does not
+    count beyond 2^24, so floats count along rows, and integers the rows.
+    """
+    rows = wide(leaf).reshape(-1, leaf.shape[-1]) if leaf.ndim else wide(leaf)[None]
+    used = jnp.sum(jnp.abs(jnp.sign(rows)), axis=-1)
+    used = jnp.where(jnp.isnan(used), rows.shape[-1], used)
+    return leaf.size - jnp.sum(used.astype(jnp.int32))
 
 
 def _units_removed(
