@@ -1,4 +1,4 @@
-"""The network of the example: a multilayer perceptron in Flax NNX."""
+"""A multilayer perceptron."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -6,8 +6,10 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 import volax
+from volax.examples.models._inputs import unit
 
 
 class MLP(nnx.Module):
@@ -17,21 +19,30 @@ class MLP(nnx.Module):
       inputs: number of input features.
       hidden: units of each hidden layer.
       outputs: number of classes.
+      dtype: of the computation of the hidden layers; by default that of the arrays.
       rngs: source of the initial weights.
     """
 
     out: nnx.Linear
 
     def __init__(
-        self, inputs: int, hidden: Sequence[int], outputs: int, *, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        *,
+        dtype: DTypeLike | None = None,
+        rngs: nnx.Rngs,
     ):
         self.layers = (*(f"hidden{i}" for i in range(len(hidden))), "out")
         widths = pairwise((inputs, *hidden, outputs))
         for name, (fan_in, fan_out) in zip(self.layers, widths):
-            setattr(self, name, nnx.Linear(fan_in, fan_out, rngs=rngs))
+            inside = None if name == "out" else dtype
+            setattr(self, name, nnx.Linear(fan_in, fan_out, dtype=inside, rngs=rngs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map images [batch, inputs] to logits [batch, outputs]."""
+        """Map images of `inputs` numbers each to logits [batch, outputs]."""
+        x = unit(x).reshape(len(x), -1)
         for name in self.layers[:-1]:
             x = nnx.relu(getattr(self, name)(x))
         return self.out(x)
