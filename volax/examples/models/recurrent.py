@@ -1,5 +1,7 @@
 """A GRU with attention over the words (Cho et al. 2014; Yang et al. 2016)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -47,9 +49,11 @@ class Recurrent(nnx.Module):
 
     def __call__(self, words: jax.Array) -> jax.Array:
         """Map numbers [batch, length] to logits [batch, classes]."""
+        cell: Any = self.reader.cell
         # A first state that is given needs no random numbers.
-        first = jnp.zeros((len(words), self.reader.cell.hidden_features))
-        states = self.reader(self.dropout(self.words(words)), initial_carry=first)
+        first = jnp.zeros((len(words), cell.hidden_features))
+        embedded: Any = self.dropout(self.words(words))
+        states: Any = self.reader(embedded, initial_carry=first)
         scores = self.weigh(nnx.tanh(self.tell(states))).astype(jnp.float32)
         # Padding stands behind the words, where it changes no state of theirs.
         real = (words != PADDING)[..., None]
