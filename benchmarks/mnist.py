@@ -27,6 +27,7 @@ from benchmarks.peers import (
 from benchmarks.timing import Arm, Line, alternate
 from benchmarks.update import RATE
 from volax.examples.data import CLASSES, Dataset, load_dataset
+from volax.examples.loop import Loop
 from volax.examples.models import MLP
 from volax.examples.train import build_epochs
 
@@ -113,9 +114,12 @@ def _trainer(
 ) -> tuple[Arm, list[float]]:
     """One epoch after the other, and a list that grows by each one's test accuracy."""
     model = MLP(784, (hidden,), CLASSES, rngs=nnx.Rngs(0))
-    params = jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    epochs = build_epochs(model, tx, jax.device_put(data), BATCH, 0, float("inf"))
-    carry, hits = [(params, tx.init(params))], []
+    groups = volax.find_groups(model, jnp.asarray(data.test_inputs[:1]))
+    loop = Loop(model, tx, BATCH)
+    epochs = build_epochs(
+        loop, jax.device_put(data), lambda state: volax.metrics(state.params, groups)
+    )
+    carry, hits = [loop.start()], []
 
     def run():
         carry[0], figures = epochs(carry[0], len(hits), 1)

@@ -1,40 +1,59 @@
 """Every setting, with the values that the other configs start from.
 
-Strengths and volumes were chosen with `--config.validation=0.15`, which holds back a
-part of the training images; of the test images one result on digits had been seen.
+A config takes a regularizer as its argument: `--config=configs/mnist.py:path_prox`, or
+by name `--config=mnist:path_prox`. Strengths and volumes were chosen with
+`--config.validation=0.15`, which holds back a part of the training examples.
 """
 
 import os
 
 from ml_collections import ConfigDict
 
+# The arguments of each.
+REGULARIZERS = {
+    "adamw": {"weight_decay": 0.1},
+    "volumize": {"volume": 0.2, "alpha": 0.0, "mask": "all"},
+    "lp_decay": {"strength": 0.02, "p": 0.5, "snap_below": 1e-6},
+    "path_prox": {"strength": 0.035, "normalize": "project"},
+    "group_prox": {"strength": 0.04, "over": "all", "p": 0.5, "freeze_dead": True},
+    # The share of the units that is left after that part of the steps.
+    "keep_units": {"share": 0.125, "ramp": 0.4},
+}
 
-def get_config() -> ConfigDict:
+
+def get_config(regularizer: str = "adamw") -> ConfigDict:
+    if regularizer not in REGULARIZERS:
+        known = ", ".join(REGULARIZERS)
+        raise ValueError(f"there is no regularizer {regularizer!r}; there are {known}")
     return ConfigDict(
         {
-            "seed": 0,  # initial weights, order of the images, noise, subset
-            "dataset": "digits",  # digits, mnist or fashion_mnist
+            "seed": 0,  # initial weights, order of the examples, noise, subset
+            "dataset": "digits",
             "data_dir": os.environ.get("VOLAX_DATA_DIR", ""),
-            "validation": 0.0,  # share of the training images, instead of the test ones
-            "per_class": 0,  # training images a class; 0 is all
+            "validation": 0.0,  # share of the training examples, not the test ones
+            "per_class": 0,  # training examples a class; 0 is all
             "label_noise": 0.0,  # share of wrong training labels
-            "hidden": (256,),
-            "epochs": 60,  # with a constant schedule a finished run can get more
+            "model": {
+                "name": "mlp",
+                "dtype": "float32",  # of the computation; weights are float32
+                # The widths of each.
+                "mlp": {"hidden": (256,)},
+            },
+            "epochs": 60,  # with a constant rate a finished run can get more
             "batch_size": 64,
+            "test_batch": 1000,  # examples that are evaluated together
+            "average": 0.0,  # decay of a mean of the weights, evaluated too; 0 is none
             "checkpoint_seconds": 10.0,  # at least so long between two; 0 is each epoch
             "optimizer": {
                 "name": "adam",  # adam or sgd
                 "learning_rate": 3e-3,
                 "schedule": "cosine",  # cosine (to zero) or constant
+                "warmup": 0.0,  # share of the steps in which the rate rises
                 "momentum": 0.9,  # of sgd
+                "clip": 0.0,  # largest norm of the gradients; 0 is any
+                "accumulate": 1,  # batches whose mean gradient makes one update
             },
-            # One of the five below, which hold the arguments of each.
-            "regularizer": "adamw",
-            "adamw": {"weight_decay": 0.1},
-            "volumize": {"volume": 0.2, "alpha": 0.0, "mask": "all"},
-            "lp_decay": {"strength": 0.02, "p": 0.5, "snap_below": 1e-6},
-            "path_prox": {"strength": 0.035, "normalize": "project"},
-            # The share of the units that is left after that part of the steps.
-            "keep_units": {"share": 0.125, "ramp": 0.4},
+            "regularizer": regularizer,
+            **REGULARIZERS,
         }
     )

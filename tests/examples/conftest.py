@@ -24,7 +24,8 @@ def load_config(monkeypatch):
     monkeypatch.delenv("VOLAX_DATA_DIR", raising=False)
 
     def load(name, **overrides):
-        config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+        file, _, regularizer = name.partition(":")
+        config = runpy.run_path(str(CONFIGS / f"{file}.py"))["get_config"](regularizer)
         config.lock()
         config.update_from_flattened_dict(overrides)
         return config
@@ -46,15 +47,16 @@ def idx_bytes():
 
 @pytest.fixture(scope="session")
 def write_idx(idx_bytes):
-    """Writes the four files of a data set of random images."""
+    """Writes the four files of a data set of noise, with a bright line a class."""
 
     def write(folder, *, train=40, test=20, compress=True):
         rng = np.random.default_rng(0)
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {}
         for side, count in (("train", train), ("test", test)):
-            images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+            images = rng.integers(0, 64, (count, 28, 28), dtype=np.uint8)
             labels = np.arange(count, dtype=np.uint8) % 10
+            images[np.arange(count), 2 * labels] = 255
             arrays[side] = images, labels
             for array, kind in ((images, "images-idx3"), (labels, "labels-idx1")):
                 path = folder / f"{STEMS[side]}-{kind}-ubyte"

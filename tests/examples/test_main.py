@@ -13,7 +13,7 @@ from test_train import SMALL, assert_same_run
 from volax.examples import main
 from volax.examples.train import train_and_evaluate
 
-CONFIG = CONFIGS / "digits_path_prox.py"
+CONFIG = f"{CONFIGS}/digits.py:path_prox"
 ROOT = CONFIGS.parent
 FOLDERS = ("/plain", "/regularized")
 
@@ -60,7 +60,7 @@ def command(start):
         ),
         ("--config.epoch=1", "the config has no 'epoch'; did you mean 'epochs'?"),
         ("--config.epochs=many", "flag --config.epochs=many: invalid literal"),
-        ("--config.hidden.x=1", "the config has no 'hidden.x'"),
+        ("--config.epochs.x=1", "the config has no 'epochs.x'"),
         ("--workdri=x", "Unknown command line flag 'workdri'. Did you mean: workdir"),
         ("--config=nowhere.py", "nowhere.py"),
         ("extra", "'extra' is no flag; settings are given as --config.NAME=VALUE"),
@@ -78,7 +78,7 @@ def test_a_mistake_on_the_command_line_is_one_sentence(command, argument, messag
 
 def test_missing_data_is_one_sentence(command, tmp_path):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(b"?")
-    config = CONFIGS / "mnist_adamw.py"
+    config = f"{CONFIGS}/mnist.py:adamw"
     code, _, err = command(f"--config={config}", "--workdir=run", "--config.data_dir=.")
     assert code == 1
     assert err.startswith("error: . has neither train-labels-idx1-ubyte.gz nor")
@@ -109,23 +109,23 @@ def test_a_config_that_is_none_is_told(content, message, tmp_path, capsys):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["nowhere", "nowhere.py", "./digits_path_prox"])
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.py", "./digits"])
 def test_a_config_that_is_missing_is_told(name, capsys):
     with pytest.raises(SystemExit):
         main._with_config_file(["volax-train", "--config", name])
     err = capsys.readouterr().err
     assert err.startswith("error: there is no config ")
-    assert ("digits_path_prox, digits_volumize" in err) == (name == "nowhere")
+    assert ("default, digits, " in err) == (name == "nowhere")
     assert err.count("\n") == 1
 
 
 def test_a_config_is_found_by_name_and_by_path(monkeypatch):
-    argv = ["volax-train", "--config=digits_adamw", "--workdir=x"]
+    argv = ["volax-train", "--config=digits:adamw", "--workdir=x"]
     (_, found, rest) = main._with_config_file(argv)
-    assert found.endswith("/configs/digits_adamw.py")
+    assert found.endswith("/configs/digits.py:adamw")
     assert rest == "--workdir=x"
     monkeypatch.chdir(ROOT)
-    argv = ["volax-train", "--config", "configs/digits_adamw.py"]
+    argv = ["volax-train", "--config", "configs/digits.py:adamw"]
     assert main._with_config_file(argv) == argv
 
 
@@ -141,7 +141,7 @@ def test_a_wheel_finds_its_configs_by_name(command, tmp_path):
     names = {p.name for p in (tmp_path / "installed/volax/examples/configs").iterdir()}
     assert names == {p.name for p in CONFIGS.glob("*.py")}
     # The answer of the config: it was found, and nothing is trained.
-    arguments = ("--config=mnist_adamw", "--workdir=run", "--config.epoch=1")
+    arguments = ("--config=mnist:adamw", "--workdir=run", "--config.epoch=1")
     code, _, err = command(*arguments, path=tmp_path / "installed")
     assert code == 2
     assert err == "error: the config has no 'epoch'; did you mean 'epochs'?\n"
@@ -237,7 +237,7 @@ def test_ctrl_c_and_kill_lose_nothing(start, load_config, tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert not (workdir / "report.json").exists()
 
-    config = load_config("digits_path_prox", **settings)
+    config = load_config("digits:path_prox", **settings)
     train_and_evaluate(config, workdir)
     train_and_evaluate(config, tmp_path / "whole")
     assert_same_run(tmp_path / "whole", workdir)

@@ -1,5 +1,6 @@
-"""Configs as flat dictionaries, as the command line writes their keys."""
+"""Configs as flat dictionaries, and numbers, as a command line writes them."""
 
+import argparse
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,3 +23,10 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def positive(text: str) -> int:
+    """Read a count of 1 or more, for `argparse`."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
+    return int(text)

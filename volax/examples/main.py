@@ -1,4 +1,4 @@
-"""The command: `volax-train --config=NAME --workdir=DIR`, or with a config file.
+"""The command: `volax-train --config=NAME:REGULARIZER --workdir=DIR`, or with a file.
 
 Any setting of the config can be overridden: `--config.optimizer.learning_rate=0.01`.
 Without the console script it is `python -m volax.examples.main`.
@@ -45,7 +45,7 @@ def _define_flags() -> None:
 
     config_flags.DEFINE_config_file(
         "config",
-        help_string="Name of a config, such as digits_keep_units, or a Python file.",
+        help_string="A config and a regularizer, such as digits:keep_units.",
     )
     flags.DEFINE_string(
         "workdir",
@@ -158,9 +158,11 @@ def _with_config_file(argv: list[str]) -> list[str]:
             if k + 1 == len(argv):
                 break  # absl says that the value is missing
             k, value = k + 1, argv[k + 1]
-        path = _config_file(value)
-        _try_config(path)
-        found[k] = f"{flag}={path}" if equals else str(path)
+        name, colon, argument = value.partition(":")
+        path = _config_file(name)
+        _try_config(path, [argument] if colon else [])
+        given = f"{path}{colon}{argument}"
+        found[k] = f"{flag}={given}" if equals else given
     return found
 
 
@@ -178,20 +180,28 @@ def _config_file(given: str) -> Path:
     return named[given]
 
 
-def _try_config(path: Path) -> None:
+def _try_config(path: Path, argument: list[str]) -> None:
     """Run a config file once, so that whatever is wrong with it is told by its name."""
     import runpy
 
     from ml_collections import ConfigDict
 
     try:
-        made = runpy.run_path(str(path)).get("get_config")
-        config = None if made is None else made()
+        make = runpy.run_path(str(path)).get("get_config")
     except (Exception, SystemExit) as error:
-        said = " ".join(str(error).split())
-        _exit(f"{path} is no config: {type(error).__name__}: {said}")
+        _exit(f"{path} is no config: {_told(error)}")
+    try:
+        config = None if make is None else make(*argument)
+    except ValueError as error:
+        _exit(f"{path}: {error}")
+    except (Exception, SystemExit) as error:
+        _exit(f"{path} is no config: {_told(error)}")
     if not isinstance(config, ConfigDict):
         _exit(f"{path} is no config: it has no get_config() that returns a ConfigDict")
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _exit(message: str, code: int = 2) -> NoReturn:

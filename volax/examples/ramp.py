@@ -11,16 +11,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
 import volax
 from volax.examples._errors import UserError
+from volax.examples._figures import numbers
+from volax.examples._settings import positive
 from volax.examples.data import CLASSES, Dataset, load_dataset
+from volax.examples.loop import fit, right
 from volax.examples.models import MLP
-from volax.examples.shrink import _epoch, _positive, _print, _right
 
 _RATE = 1e-3
 
@@ -60,18 +61,21 @@ def ramp(
         small, moments = model, adam.init(nnx.state(model, nnx.Param))
         groups = volax.find_groups(model, jnp.zeros((1, pixels)))
         for done in range(0, epochs, phase):
-            tx = optax.chain(adam, _kept(share, groups, hidden, done * steps))
-            graph, params = nnx.split(small)
-            fresh: Any = tx.init(params)
-            state, epoch = (moments, fresh[1]), _epoch(graph, tx, batch)
-            for number in range(done, min(done + phase, epochs)):
-                key = jax.random.key(seed * 10_000 + number)
-                params, state = epoch(params, state, data, key)
-            cut = volax.compact(nnx.merge(graph, params), groups, opt_state=state[0])
+            kept = _kept(share, groups, hidden, done * steps)
+            small, (moments, _) = fit(
+                small,
+                optax.chain(adam, kept),
+                data,
+                range(done, min(done + phase, epochs)),
+                batch_size=batch,
+                seed=seed,
+                opt_state=(moments, kept.init(nnx.state(small, nnx.Param))),
+            )
+            cut = volax.compact(small, groups, opt_state=moments)
             small, moments, groups = cut.params, cut.opt_state, cut.groups
         rows["seconds"].append(time.perf_counter() - start)
         rows["units"].append(groups[0].size)
-        rows["right"].append(_right(small, data))
+        rows["right"].append(right(small, data))
     return rows
 
 
@@ -90,11 +94,11 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--data-dir", default="")
-    parser.add_argument("--hidden", type=_positive, default=512)
-    parser.add_argument("--units", type=_positive, default=32)
-    parser.add_argument("--epochs", type=_positive, default=48)
-    parser.add_argument("--every", type=_positive, default=8)
-    parser.add_argument("--batch", type=_positive, default=64)
+    parser.add_argument("--hidden", type=positive, default=512)
+    parser.add_argument("--units", type=positive, default=32)
+    parser.add_argument("--epochs", type=positive, default=48)
+    parser.add_argument("--every", type=positive, default=8)
+    parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument("--seed", type=int, default=0)
     given = vars(parser.parse_args(argv))
     try:
@@ -102,7 +106,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         rows = ramp(data, **given)
     except (OSError, UserError) as error:
         parser.exit(1, f"error: {error}\n")
-    _print(("", "all units", "on the ramp"), rows)
+    print(numbers(("", "all units", "on the ramp"), rows))
     return rows
 
 

@@ -11,21 +11,22 @@ import argparse
 import functools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
 import volax
-from volax._text import aligned
 from volax.examples._errors import UserError
+from volax.examples._figures import numbers
 from volax.examples._files import replace_file, write_json
+from volax.examples._settings import positive
 from volax.examples.data import CLASSES, Dataset, load_dataset
+from volax.examples.loop import Loop, fit, right
 from volax.examples.models import MLP
 
 _BATCH = 64
@@ -84,7 +85,8 @@ def shrink(
         optax.adam(optax.cosine_decay_schedule(_RATE, steps)),
         volax.keep_units(share, groups, scope="global"),
     )
-    model, (state, _) = _trained(model, tx, data, epochs, seed)
+    trained = functools.partial(fit, data=data, batch_size=_BATCH)
+    model, (state, _) = trained(model, tx, epochs=range(epochs), seed=seed)
     full = volax.report(model, groups, inputs=(images[:1],))
     print(full)
     figure = full.figure()
@@ -102,7 +104,7 @@ def shrink(
     ]
     again = volax.load(workdir / "small.safetensors", into=model).params
     rows = {
-        "right of the test images": [_right(m, data) for m in (model, small.params)],
+        "right of the test images": [right(m, data) for m in (model, small.params)],
         "units": [full.total["alive"], after.total["alive"]],
         "parameters": [full.total["size"], after.total["size"]],
         "bytes on disk": sizes,
@@ -110,13 +112,15 @@ def shrink(
         f"ms for {len(images)} images": [1e3 * s for s in seconds],
     }
     rows["units"][0] = full.total["units"]
-    _print(("", "full", "small"), rows)
-    assert _right(again, data) == rows["right of the test images"][1]
+    print(numbers(("", "full", "small"), rows))
+    assert right(again, data) == rows["right of the test images"][1]
 
     more = max(epochs // 6, 1)  # Adam's state was cut along
     tx = optax.adam(optax.constant_schedule(_RATE / 10))
-    tuned, _ = _trained(small.params, tx, data, more, seed + 1, small.opt_state)
-    onward = {"epochs": more, "right of the test images": _right(tuned, data)}
+    tuned, _ = trained(
+        small.params, tx, epochs=range(more), seed=seed + 1, opt_state=small.opt_state
+    )
+    onward = {"epochs": more, "right of the test images": right(tuned, data)}
     print(f"\n{more} epochs on: {onward['right of the test images']} right\n")
 
     ternary, history = _quantized(tuned, data, max(epochs // 2, 1), every, seed)
@@ -126,7 +130,7 @@ def shrink(
     loaded = volax.load(workdir / "ternary.safetensors", into=packed).params
     bits = {
         "right of the test images": [
-            _right(ternary, data), _right(nnx.merge(graph, volax.unpack(loaded)), data),
+            right(ternary, data), right(nnx.merge(graph, volax.unpack(loaded)), data),
         ],
         "bytes on disk": [volax.save(workdir / "unpacked.safetensors", ternary), size],
         f"ms for {len(images)} images": [
@@ -136,7 +140,7 @@ def shrink(
         ],
     }  # fmt: skip
     print()
-    _print(("ternary", "float", "packed"), bits)
+    print(numbers(("ternary", "float", "packed"), bits))
     found = {
         "compact": rows,
         "onward": onward,
@@ -148,85 +152,30 @@ def shrink(
     return found
 
 
-def _trained(
-    model: nnx.Module,
-    tx: optax.GradientTransformation,
-    data: Dataset,
-    epochs: int,
-    seed: int,
-    state: optax.OptState | None = None,
-) -> tuple[nnx.Module, Any]:
-    """A copy of the model after some epochs, and the optimizer's state."""
-    graph, params = nnx.split(model)
-    state = tx.init(params) if state is None else state
-    step = _epoch(graph, tx)
-    for number in range(epochs):
-        params, state = step(
-            params, state, data, jax.random.key(seed * 10_000 + number)
-        )
-    return nnx.merge(graph, params), state
-
-
-def _epoch(
-    graph: nnx.GraphDef, tx: optax.GradientTransformation, batch: int = _BATCH
-) -> Callable[..., Any]:
-    """One compiled epoch."""
-
-    def loss(params, images, labels):
-        logits = nnx.merge(graph, params)(images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    @jax.jit
-    def epoch(params, state, data, key):
-        count = len(data.train_labels) // batch * batch
-        order = jax.random.permutation(key, len(data.train_labels))[:count]
-
-        def step(carry, rows):
-            params, state = carry
-            grads = jax.grad(loss)(
-                params, data.train_inputs[rows], data.train_labels[rows]
-            )
-            updates, state = tx.update(grads, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(step, (params, state), order.reshape(-1, batch))[0]
-
-    return lambda params, state, data, key: epoch(
-        params, state, jax.tree.map(jnp.asarray, data), key
-    )
-
-
 def _quantized(
     model: nnx.Module, data: Dataset, epochs: int, every: int, seed: int
 ) -> tuple[nnx.Module, list[dict[str, float]]]:
     """Trains on inside walls; every few epochs the weights jump to the grid."""
-    graph, params = nnx.split(model)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     # The wall where three quarters of a leaf's weights lie inside.
     walls = jax.tree.map(
         lambda p: float(jnp.quantile(jnp.abs(p), 0.75)) if p.ndim > 1 else jnp.inf,
         params,
     )
-    tx = volax.volumized(optax.adam(1e-3), walls, 0.0)
-    epoch, state, history = _epoch(graph, tx), tx.init(params), []
-    quantized = params
+    loop = Loop(model, volax.volumized(optax.adam(1e-3), walls, 0.0), _BATCH, seed + 2)
+    epoch, state, history = jax.jit(loop.epoch), loop.start(), []
+    data = jax.tree.map(jnp.asarray, data)
     for number in range(1, epochs + 1):
-        key = jax.random.key(seed * 10_000 + 5_000 + number)
-        params, state = epoch(params, state, data, key)
+        state, _ = epoch(state, number, data)
         if number % every == 0 or number == epochs:
-            quantized = volax.ternarize(params, channel_axis=None)
+            ternary = volax.ternarize(state.params, channel_axis=None)
             before, after = (
-                _right(nnx.merge(graph, p), data) for p in (params, quantized)
+                right(loop.module(p, state.rest), data) for p in (state.params, ternary)
             )
             history.append({"epoch": number, "float": before, "ternary": after})
             print(f"epoch {number}: {before} right, ternary {after}")
-            params = quantized
-    return nnx.merge(graph, quantized), history
-
-
-def _right(model: Callable[[jax.Array], jax.Array], data: Dataset) -> int:
-    """How many test images a model gets right."""
-    logits = model(jnp.asarray(data.test_inputs))
-    return int((np.asarray(logits).argmax(-1) == data.test_labels).sum())
+            state = state._replace(params=ternary)
+    return loop.module(state.params, state.rest), history
 
 
 def _runner(model: nnx.Module) -> Callable[[jax.Array], jax.Array]:
@@ -255,23 +204,14 @@ def _alternating(
     return [statistics.median(taken) for taken in times]
 
 
-def _print(head: Sequence[str], rows: Mapping[str, Sequence[float]]) -> None:
-    """Print a table of numbers, one row a name."""
-    lines = [head]
-    for name, values in rows.items():
-        cells = (f"{v:,.3f}" if isinstance(v, float) else f"{v:,}" for v in values)
-        lines.append([name, *cells])
-    print("\n".join(aligned(lines, "lr")))
-
-
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=_KINDS, default="mlp")
     parser.add_argument("--keep", type=_share, default=0.15)
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--epochs", type=_positive, default=60)
-    parser.add_argument("--every", type=_positive, default=5)
+    parser.add_argument("--epochs", type=positive, default=60)
+    parser.add_argument("--every", type=positive, default=5)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
     try:
@@ -295,12 +235,6 @@ def _share(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"expected a share in (0, 1], got {text!r}")
     return share
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from tqdm import tqdm
 
-from volax.examples import _figures
+import volax
+from volax.examples import _figures, _results
 from volax.examples._errors import UserError
 from volax.examples._files import (
     Checkpoints,
@@ -35,6 +35,7 @@ from volax.examples._files import (
 from volax.examples._optimizers import build_optimizers
 from volax.examples._settings import flatten
 from volax.examples.data import CLASSES, Dataset, load_dataset
+from volax.examples.loop import Loop, State
 from volax.examples.models import MLP
 
 # What may differ when a run is resumed; a cosine is planned for its number of epochs,
@@ -43,19 +44,6 @@ _MAY_CHANGE = {"data_dir", "checkpoint_seconds"}
 _FOLDERS = ("plain", "regularized")
 _AT_ONCE = 64  # epochs in a call, at most
 _CALL_SECONDS = 0.25
-_COLUMNS = (
-    "loss",
-    "train_accuracy",
-    "test_accuracy",
-    "worst_class_accuracy",
-    "active_units",
-    "zero_share",
-    "wall_share",
-    "largest_weight",
-    "non_zero_weights",
-    "weights_left",
-    "bytes_left",
-)
 
 
 def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
@@ -63,8 +51,9 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
 
     Args:
       config: a locked `ConfigDict`; see `configs/default.py`.
-      workdir: receives `metrics.csv`, `report.json`, `curves.png`, the checkpoints and
-        the settings. A finished run only prints its table again.
+      workdir: receives `metrics.csv`, `report.json`, `curves.png`, the checkpoints,
+        the settings and, where units died, the smaller model. A finished run only
+        prints its table again.
 
     Returns:
       The content of `report.json`.
@@ -74,11 +63,7 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
         uses, or a training that diverged.
     """
     workdir = Path(workdir)
-    for key in ("epochs", "batch_size"):
-        if config[key] < 1:
-            raise UserError(f"{key} must be 1 or more, not {config[key]}")
-    if min(config.hidden, default=1) < 1:
-        raise UserError(f"hidden must be widths of 1 or more, not {config.hidden}")
+    _check(config)
     data = load_dataset(
         config.dataset,
         config.data_dir,
@@ -87,32 +72,46 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
         label_noise=config.label_noise,
         seed=config.seed,
     )
-    images, features = data.train_inputs.shape
-    batch_size = min(config.batch_size, images)
-    model = MLP(features, config.hidden, CLASSES, rngs=nnx.Rngs(config.seed))
-    steps = images // batch_size * config.epochs
-    plain, regularized = build_optimizers(config, steps, model)
-    constant = config.optimizer.schedule == "constant"
+    examples = len(data.train_labels)
+    batch_size = min(config.batch_size, examples)
+    model = _build(config, data)
+    model.eval()
+    groups = volax.find_groups(model, jnp.asarray(data.test_inputs[:1]))
+    steps = examples // batch_size * config.epochs
+    optimizers = build_optimizers(config, steps, groups)
     settings = flatten(config) | {"data checksum": _checksum(data)}
-    may_grow = {"epochs"} if constant else set()
+    constant = (config.optimizer.schedule, config.optimizer.warmup) == ("constant", 0)
 
     names = (config.optimizer.name, f"{config.optimizer.name} + {config.regularizer}")
     if config.regularizer == "adamw":
         names = ("adam", "adamw")
-    volume = config.volumize.volume if config.regularizer == "volumize" else math.inf
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    wall = {}
+    if config.regularizer == "volumize":
+        wall = {k: config.volumize[k] for k in ("volume", "mask")}
+
+    def measure(state: State) -> dict[str, jax.Array]:
+        found = groups if len(groups) else None
+        return volax.metrics(state.params, found, state.opt_state, **wall)
+
     arrays = jax.device_put(data)
     with ExitStack() as stack:
         stack.enter_context(sole_run(workdir))
+        may_grow = {"epochs"} if constant else set()
         claim_workdir(workdir, settings, may_change=_MAY_CHANGE, may_grow=may_grow)
         runs = []
-        for name, folder, tx in zip(names, _FOLDERS, (plain, regularized)):
+        for name, folder, tx in zip(names, _FOLDERS, optimizers):
             checkpoints = Checkpoints(workdir / "checkpoints" / folder, config.seed)
             stack.enter_context(checkpoints)
-            # A copy, because an epoch consumes what it is given.
-            state = jax.tree.map(jnp.copy, params), tx.init(params)
-            state, rows = checkpoints.restore(state)
-            epochs = build_epochs(model, tx, arrays, batch_size, config.seed, volume)
+            loop = Loop(
+                model,
+                tx,
+                batch_size,
+                config.seed,
+                average=config.average,
+                test_batch=config.test_batch,
+            )
+            state, rows = checkpoints.restore(loop.start())
+            epochs = build_epochs(loop, arrays, measure)
             runs.append(_Run(name, epochs, state, rows, checkpoints))
         history = {run.name: run.rows for run in runs}
         metrics = workdir / "metrics.csv"
@@ -120,77 +119,50 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             _fit(run, config, after_save=lambda: _write_metrics(metrics, history))
         _write_metrics(metrics, history)
 
+        models = {
+            run.name: run.rows[-1] | _results.sized(run.state, groups) for run in runs
+        }
+        if models[names[1]].get("alive", 0) < models[names[1]].get("units", 0):
+            trained = loop.module(runs[1].state.params, runs[1].state.rest)
+            small = workdir / "small.safetensors"
+            models["compacted"] = _results.compacted(trained, groups, arrays, small)
         title = (
             f"{config.dataset}, seed {config.seed}, {config.epochs} epochs, "
-            f"{images:,} training and {len(data.test_labels):,} "
-            f"{'validation' if config.validation else 'test'} images"
+            f"{examples:,} training and {len(data.test_labels):,} "
+            f"{'validation' if config.validation else 'test'} examples"
         )
-        last = {name: rows[-1] for name, rows in history.items()}
-        size = _figures.sizes(params, config.hidden)
-        report = {"title": title, "config": config.to_dict(), **size, "runs": last}
+        report = {"title": title, "config": config.to_dict(), "models": models}
         write_json(workdir / "report.json", report)
         _figures.plot_curves(workdir / "curves.png", title, history, config.regularizer)
-        print(_figures.table(title, last, size, volume))
+        print(_figures.table(title, models, wall.get("volume", math.inf)))
         return report
 
 
 def build_epochs(
-    model: MLP,
-    tx: optax.GradientTransformation,
-    data: Dataset,
-    batch_size: int,
-    seed: int,
-    volume: float,
-) -> Callable[[Any, int, int], tuple[Any, dict[str, jax.Array]]]:
+    loop: Loop, data: Dataset, measure: Callable[[State], dict[str, jax.Array]]
+) -> Callable[[State, int, int], tuple[State, dict[str, jax.Array]]]:
     """Compile epochs: shuffled steps, evaluation and counts of each.
 
     One program serves any number of epochs, so that how they are split into calls does
     not change a bit of the result.
 
     Args:
-      model: gives the structure; its weights are not used.
-      tx: the optimizer.
-      data: on the device. The last incomplete batch of an epoch is left out.
-      batch_size: images in a step.
-      seed: with an epoch's number it draws the order of its images.
-      volume: the wall for the counts.
+      loop: what is trained.
+      data: on the device.
+      measure: further figures of the state after an epoch.
 
     Returns:
-      A function of `(weights, optimizer state)`, which it consumes, the number of the
-      first epoch and how many to run, to the successors and the figures of each epoch.
+      A function of the state, which it consumes, the number of the first epoch and how
+      many to run, to the state after and the figures of each epoch.
     """
-    graph = nnx.graphdef(model)
-
-    def loss_and_hits(params, images, labels):
-        logits = nnx.merge(graph, params)(images)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return loss.mean(), logits.argmax(-1) == labels
 
     def epoch(state, number, data):
-        count = len(data.train_labels) // batch_size * batch_size
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        order = jax.random.permutation(key, len(data.train_labels))[:count]
-
-        def step(state, rows):
-            params, opt_state = state
-            (loss, hits), gradient = jax.value_and_grad(loss_and_hits, has_aux=True)(
-                params, data.train_inputs[rows], data.train_labels[rows]
-            )
-            updates, opt_state = tx.update(gradient, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), (loss, hits)
-
-        state, (loss, hits) = jax.lax.scan(step, state, order.reshape(-1, batch_size))
-        params, _ = state
-        _, test_hits = loss_and_hits(params, data.test_inputs, data.test_labels)
-        seen = jnp.bincount(data.test_labels, length=CLASSES)
-        right = jnp.bincount(data.test_labels, 1.0 * test_hits, length=CLASSES)
-        return state, {
-            "loss": loss.mean(),
-            "train_accuracy": hits.mean(),
-            "test_accuracy": test_hits.mean(),
-            "worst_class_accuracy": jnp.where(seen, right / seen, 1).min(),
-            **_figures.measure(model, params, volume),
-        }
+        state, figures = loop.epoch(state, number, data)
+        figures |= loop.scores(state.params, state.rest, data)
+        if state.average is not None:
+            found = loop.scores(state.average, state.rest, data)
+            figures["average_accuracy"] = found["test_accuracy"]
+        return state, figures | measure(state)
 
     @partial(jax.jit, donate_argnums=0)
     def epochs(state, first, count, data):
@@ -209,11 +181,11 @@ def build_epochs(
 
 @dataclasses.dataclass
 class _Run:
-    """One training: `state` is (weights, optimizer state) after `len(rows)` epochs."""
+    """One training: `state` is what `len(rows)` epochs have left."""
 
     name: str
-    epochs: Callable[[Any, int, int], tuple[Any, dict[str, jax.Array]]]
-    state: Any
+    epochs: Callable[[State, int, int], tuple[State, dict[str, jax.Array]]]
+    state: State
     rows: list[dict[str, Any]]
     checkpoints: Checkpoints
 
@@ -261,7 +233,7 @@ def _fit(run: _Run, config: Any, after_save: Callable[[], None]) -> None:
 
 def _rows(metrics: dict[str, np.ndarray], done: int, count: int) -> list[dict]:
     return [
-        {"epoch": done + i + 1} | {name: _number(metrics[name][i]) for name in _COLUMNS}
+        {"epoch": done + i + 1} | {k: _results.number(v[i]) for k, v in metrics.items()}
         for i in range(count)
     ]
 
@@ -272,22 +244,48 @@ def _note(row: dict[str, Any], regularizer: str) -> str:
     return f"loss {row['loss']:.4f}, {accuracy}, {own} {value:.4g}"
 
 
-def _number(value: np.ndarray) -> float | int:
-    """A Python number that prints as the float32 does: 0.1, not 0.10000000149."""
-    return float(str(value)) if value.dtype.kind == "f" else int(value)
-
-
 def _write_metrics(path: Path, history: dict[str, list[dict]]) -> None:
     rows = [{"run": label, **row} for label, rows in history.items() for row in rows]
+    columns = dict.fromkeys(key for row in rows for key in row)
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
 
     if rows:
         replace_file(path, write)
+
+
+def _build(config: Any, data: Dataset) -> Any:
+    """The network of the config for this data."""
+    widths = config.model.mlp.hidden
+    if min(widths, default=1) < 1:
+        raise UserError(f"model.mlp.hidden must be widths of 1 or more, not {widths}")
+    features, rngs = data.train_inputs.shape[1], nnx.Rngs(config.seed)
+    return MLP(features, widths, CLASSES, rngs=rngs)
+
+
+def _check(config: Any) -> None:
+    """Refuse numbers that make no training."""
+    counts = {
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "test_batch": config.test_batch,
+        "optimizer.accumulate": config.optimizer.accumulate,
+    }
+    for key, value in counts.items():
+        if value < 1:
+            raise UserError(f"{key} must be 1 or more, not {value}")
+    shares = {"average": config.average, "optimizer.warmup": config.optimizer.warmup}
+    for key, value in shares.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{key} is a share in [0, 1), not {value}")
+    if not config.optimizer.clip >= 0:
+        raise UserError(
+            f"optimizer.clip is a norm, 0 for none, not {config.optimizer.clip}"
+        )
 
 
 def _checksum(data: Dataset) -> int:

@@ -1,0 +1,212 @@
+"""The one training loop of the examples: shuffled epochs, each a compiled scan.
+
+Every task is to name integer labels: one of an image or a sentence (`[batch]`), one of
+each character of a text (`[batch, length]`). Everything random is drawn from the seed
+and the number of the epoch.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from volax.examples.data import Dataset
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]  # of a key and a batch
+
+
+class State(NamedTuple):
+    """What training changes."""
+
+    params: Any  # the weights, as nested dicts
+    rest: Any  # what else the model keeps, such as statistics of batches
+    opt_state: Any
+    average: Any = None  # of the weights over the steps, where one is kept
+
+
+class Loop:
+    """Pure functions of a model, an optimizer and how examples come to them.
+
+    Args:
+      model: gives the structure and the first weights; it is not changed.
+      tx: the optimizer.
+      batch_size: examples in a step.
+      seed: with an epoch's number it draws the order of its examples, the augmentation
+        and what dropout drops.
+      augment: changes the inputs of each batch, given a key.
+      average: decay of a running mean of the weights; 0 keeps none.
+      test_batch: examples that are evaluated together.
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        tx: optax.GradientTransformation,
+        batch_size: int,
+        seed: int = 0,
+        *,
+        augment: Augment | None = None,
+        average: float = 0.0,
+        test_batch: int = 1000,
+    ):
+        self.tx, self.batch_size, self.seed = tx, batch_size, seed
+        self.augment, self.average, self.test_batch = augment, average, test_batch
+        model = nnx.clone(model)
+        model.train()
+        self._training = nnx.graphdef(model)
+        model.eval()
+        self._evaluating, *states = nnx.split(model, nnx.Param, nnx.RngState, ...)
+        self._params, self._random, self._rest = map(nnx.to_pure_dict, states)
+
+    def start(self, opt_state: Any = None) -> State:
+        """The state before the first epoch, in arrays of its own.
+
+        Args:
+          opt_state: of an optimizer that has trained these weights already.
+        """
+        params, rest, given = jax.tree.map(
+            jnp.copy, (self._params, self._rest, opt_state)
+        )
+        average = jax.tree.map(jnp.copy, params) if self.average else None
+        found = self.tx.init(params) if opt_state is None else given
+        return State(params, rest, found, average)
+
+    def module(self, params: Any, rest: Any) -> Any:
+        """The model with these weights, as it is evaluated."""
+        return nnx.merge(self._evaluating, params, self._random, rest)
+
+    def epoch(
+        self, state: State, number: Any, data: Dataset
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """Take one step with each batch of the shuffled training examples.
+
+        Args:
+          state: before.
+          number: of the epoch.
+          data: as arrays of JAX. The last incomplete batch is left out.
+
+        Returns:
+          The state after, and the mean `loss` and `train_accuracy` of the steps.
+        """
+        count = len(data.train_labels) // self.batch_size * self.batch_size
+        key = jax.random.fold_in(jax.random.key(self.seed), number)
+        order = jax.random.permutation(key, len(data.train_labels))[:count]
+        order = order.reshape(-1, self.batch_size)
+
+        def step(state: State, given: tuple[jax.Array, jax.Array]):
+            number, rows = given
+            inputs, labels = data.train_inputs[rows], data.train_labels[rows]
+            # The permutation splits the same key, into keys of the first numbers.
+            drawn = jax.random.fold_in(key, 2**30 + number)
+            if self.augment is not None:
+                inputs = self.augment(jax.random.fold_in(drawn, 0), inputs)
+            (loss, (hits, rest)), gradient = jax.value_and_grad(
+                self._loss, has_aux=True
+            )(state.params, state.rest, drawn, inputs, labels)
+            updates, opt_state = self.tx.update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            average = state.average
+            if self.average:
+                average = optax.incremental_update(params, average, 1 - self.average)
+            return State(params, rest, opt_state, average), (loss, hits)
+
+        numbers = jnp.arange(len(order))
+        state, (loss, hits) = jax.lax.scan(step, state, (numbers, order))
+        return state, {"loss": loss.mean(), "train_accuracy": hits.mean()}
+
+    def evaluate(
+        self, params: Any, rest: Any, data: Dataset
+    ) -> tuple[jax.Array, jax.Array]:
+        """The loss of each test label, float32, and whether it is named right, bool."""
+        model, count = self.module(params, rest), len(data.test_labels)
+        size = min(self.test_batch, count)
+        rows = jnp.arange(-(-count // size) * size).reshape(-1, size)
+
+        def batch(rows: jax.Array):
+            return _judged(model(data.test_inputs[rows]), data.test_labels[rows])
+
+        # Rows behind the last example read that one again, and are left out.
+        judged = jax.lax.map(batch, jnp.minimum(rows, count - 1))
+        loss, hits = (x.reshape(-1, *x.shape[2:])[:count] for x in judged)
+        return loss, hits
+
+    def scores(self, params: Any, rest: Any, data: Dataset) -> dict[str, jax.Array]:
+        """Means over the test labels; where an example has one, the worst class too."""
+        loss, hits = self.evaluate(params, rest, data)
+        found = {"test_loss": loss.mean(), "test_accuracy": hits.mean()}
+        labels = data.test_labels
+        if labels.ndim == 1:
+            model = self.module(params, rest)
+            classes = jax.eval_shape(model, data.test_inputs[:1]).shape[-1]
+            seen = jnp.bincount(labels, length=classes)
+            right = jnp.bincount(labels, 1.0 * hits, length=classes)
+            found["worst_class_accuracy"] = jnp.where(seen, right / seen, 1).min()
+        return found
+
+    def _loss(self, params, rest, key, inputs, labels):
+        """Mean loss; whether each label is named right, and what the model keeps."""
+        leaves, tree = jax.tree.flatten(self._random)
+        drawn = [_redrawn(leaf, key, k) for k, leaf in enumerate(leaves, 1)]
+        random = jax.tree.unflatten(tree, drawn)
+        model: Any = nnx.merge(self._training, params, random, rest)
+        loss, hits = _judged(model(inputs), labels)
+        rest = nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))
+        return loss.mean(), (hits, nnx.to_pure_dict(rest))
+
+
+def _judged(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Loss and hit of each label; logits [..., classes], labels [...]."""
+    logits = logits.astype(jnp.float32)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return loss, logits.argmax(-1) == labels
+
+
+def _redrawn(leaf: jax.Array, key: jax.Array, number: int) -> jax.Array:
+    """A model's key (of that number) made of a step's key; a count of draws is 0."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.fold_in(key, number)
+    return jnp.zeros_like(leaf)
+
+
+def fit(
+    model: Any,
+    tx: optax.GradientTransformation,
+    data: Dataset,
+    epochs: Iterable[int],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    opt_state: Any = None,
+) -> tuple[Any, Any]:
+    """Train a copy of a model.
+
+    Args:
+      model: the weights to begin with.
+      tx: the optimizer.
+      data: the examples.
+      epochs: their numbers.
+      batch_size: examples in a step.
+      seed: draws their order.
+      opt_state: where the optimizer stands; fresh by default.
+
+    Returns:
+      The trained model, as it is evaluated, and the optimizer's state.
+    """
+    loop = Loop(model, tx, batch_size, seed)
+    data, state = jax.tree.map(jnp.asarray, data), loop.start(opt_state)
+    epoch = jax.jit(loop.epoch, donate_argnums=0)
+    for number in epochs:
+        state, _ = epoch(state, number, data)
+    return loop.module(state.params, state.rest), state.opt_state
+
+
+def right(model: Any, data: Dataset) -> int:
+    """How many test labels a model names right."""
+    loop = Loop(model, optax.identity(), 1)
+    state = loop.start()
+    data = jax.tree.map(jnp.asarray, data)
+    _, hits = jax.jit(loop.evaluate)(state.params, state.rest, data)
+    return int(hits.sum())
