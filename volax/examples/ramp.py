@@ -58,7 +58,7 @@ def ramp(
     rows: dict[str, list[float]] = {"units": [], "right": [], "seconds": []}
     for share, phase in ((optax.constant_schedule(1.0), epochs), (falling, every)):
         start = time.perf_counter()
-        small, moments = model, adam.init(nnx.state(model, nnx.Param))
+        small, moments = model, adam.init(_weights(model))
         groups = volax.find_groups(model, jnp.zeros((1, pixels)))
         for done in range(0, epochs, phase):
             kept = _kept(share, groups, hidden, done * steps)
@@ -69,7 +69,7 @@ def ramp(
                 range(done, min(done + phase, epochs)),
                 batch_size=batch,
                 seed=seed,
-                opt_state=(moments, kept.init(nnx.state(small, nnx.Param))),
+                opt_state=(moments, kept.init(_weights(small))),
             )
             cut = volax.compact(small, groups, opt_state=moments)
             small, moments, groups = cut.params, cut.opt_state, cut.groups
@@ -77,6 +77,10 @@ def ramp(
         rows["units"].append(groups[0].size)
         rows["right"].append(right(small, data))
     return rows
+
+
+def _weights(model: nnx.Module) -> Any:
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def _kept(
