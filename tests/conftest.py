@@ -1,7 +1,10 @@
 """What all tests share: eight simulated devices, and what has been compiled."""
 
+import functools
 import gc
 import os
+import subprocess
+import sys
 import tempfile
 
 import jax
@@ -16,6 +19,11 @@ KEEP_ALL = {
 }
 
 
+# The older of two code generators, which XLA takes half the time for; newer ones have
+# no choice.
+OLDER = "--xla_cpu_use_fusion_emitters=false"
+
+
 gc.disable()  # while modules are imported and tests collected: they all stay
 
 
@@ -26,12 +34,25 @@ def pytest_collection_finish():
 
 
 def pytest_configure(config):
-    """Keeps compiled programs for this run alone, in a folder that its workers share.
+    """Compiles in a hurry, and keeps what is compiled for all workers of this run.
 
-    Workers and other processes that the tests start find the folder in the
-    environment. One may read what another has half written: JAX then warns, which
-    pyproject.toml lets pass, and compiles.
+    Thousands of small programs run a few times each, so they need no speed; tests of
+    the last bits ask for ``as_users_compile``. Where XLA_FLAGS is set, to nothing even,
+    all tests compile as users do.
+
+    The folder of compiled programs is of this run alone; workers and other processes
+    that the tests start find it in the environment. One may read what another has half
+    written: JAX then warns, which pyproject.toml lets pass, and compiles.
     """
+    if "XLA_FLAGS" not in os.environ:
+        # XLA ends a process over a flag that it does not know.
+        devices = [sys.executable, "-c", "import jax; jax.devices()"]
+        with_flag = subprocess.run(
+            devices, env=os.environ | {"XLA_FLAGS": OLDER}, capture_output=True
+        )
+        os.environ["XLA_FLAGS"] = "" if with_flag.returncode else OLDER
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="compiled-")
         config.add_cleanup(folder.cleanup)
@@ -51,3 +72,19 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture
+def as_users_compile(monkeypatch):
+    """Compiles with all optimizations, and what a test jits with XLA's own choices."""
+    options: dict[str, bool | int] = {"xla_backend_optimization_level": 3}
+    options["xla_llvm_disable_expensive_passes"] = False
+    if os.environ["XLA_FLAGS"] == OLDER:
+        options["xla_cpu_use_fusion_emitters"] = True
+    monkeypatch.setattr(
+        jax, "jit", functools.partial(jax.jit, compiler_options=options)
+    )
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -42,14 +42,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.parametrize("section", SMALL)
 def test_a_section_gives_finite_figures(section):
     if SECTIONS[section].needs_torch:

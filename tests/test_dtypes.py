@@ -23,13 +23,6 @@ def strict():
         yield
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def dead(dtype=jnp.bfloat16):
     tree = params(dtype=dtype)
     tree["l2"]["kernel"] = tree["l2"]["kernel"].at[1].set(0)

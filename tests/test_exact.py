@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from typing import Any
 
 import hypothesis
 import jax
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 import volax
 from tests.cases import Tree
 
+pytestmark = pytest.mark.usefixtures("as_users_compile")
 NARROW = [jnp.float32, jnp.bfloat16, jnp.float16]
 PAIRS = [
     *itertools.product(NARROW, NARROW),
@@ -32,18 +34,33 @@ fuzzed = hypothesis.settings(
 )
 
 
-def apply(tx, params, updates, how) -> Tree:
-    """One step: eager, with the update jitted, or with update and apply fused."""
+@functools.cache
+def compiled(tx) -> tuple[Any, Any]:
+    """The update, and the update with what applies it."""
 
     def step(params, updates):
         out, _ = tx.update(updates, tx.init(params), params)
         return optax.apply_updates(params, out)
 
+    return jax.jit(tx.update), jax.jit(step)
+
+
+def apply(tx, params, updates, how) -> Tree:
+    """One step: eager, with the update jitted, or with update and apply fused."""
+    update, step = (tx.update, None) if how == "eager" else compiled(tx)
     if how == "fused":
-        return jax.jit(step)(params, updates)
-    update = jax.jit(tx.update) if how == "jitted" else tx.update
+        return step(params, updates)
     out, _ = update(updates, tx.init(params), params)
     return optax.apply_updates(params, out)
+
+
+AS_IT_IS = optax.identity()
+SNAPPING = volax.lp_decay(0.1, 0.3, 1.0, mask="all", snap_below=0.2)
+STICKY = volax.lp_decay(0.1, 0.3, 1.0, mask="all")
+UNITS = {
+    mode: volax.path_prox(1.0, 0.3, volax.pair("a", "v"), normalize=mode)
+    for mode in ("project", "rescale", "none")
+}
 
 
 def draw(seed, p_dtype, u_dtype, size=4096, spread=1.0):
@@ -124,14 +141,11 @@ def test_the_naive_update_breaks_the_bound():
 )
 def test_zeros_are_exactly_zero(x64, p_dtype, u_dtype, seed, how):
     params, updates = draw(seed, p_dtype, u_dtype, size=512)
-    tx = volax.lp_decay(0.1, 0.3, 1.0, mask="all", snap_below=0.2)
-    new = exact(apply(tx, params, updates, how))
+    new = exact(apply(SNAPPING, params, updates, how))
     assert np.all((new == 0) | (np.abs(new) > 0.19))
     assert np.any(new == 0)
     pruned = params.at[::2].set(0)
-    sticky = exact(
-        apply(volax.lp_decay(0.1, 0.3, 1.0, mask="all"), pruned, updates, how)
-    )
+    sticky = exact(apply(STICKY, pruned, updates, how))
     assert np.all(sticky[::2] == 0)
     assert np.any(sticky[1::2] != 0)
 
@@ -149,8 +163,7 @@ def test_dead_units_are_exactly_zero(x64, p_dtype, u_dtype, seed, how, normalize
     )
     params = {"a": a.reshape(4, 16), "v": v.reshape(16, 4)}
     updates = {"a": da.reshape(4, 16), "v": dv.reshape(16, 4)}
-    prox = volax.path_prox(1.0, 0.3, volax.pair("a", "v"), normalize=normalize)
-    new = apply(prox, params, updates, how)
+    new = apply(UNITS[normalize], params, updates, how)
     norms = np.linalg.norm(exact(new["v"]), axis=1)
     w = {k: exact(params[k]) + exact(updates[k]) for k in params}
     path = np.linalg.norm(w["v"], axis=1)
@@ -180,7 +193,7 @@ def test_units_below_the_threshold_are_exactly_zero(x64, p_dtype, u_dtype, over,
     assert np.all(left[size < 0.97 * limit] == 0)
     assert np.all(left[size > 1.03 * limit] > 0)
     assert 0 < (left == 0).sum() < 16
-    moved = exact(apply(optax.identity(), params, updates, "fused")["a"])
+    moved = exact(apply(AS_IT_IS, params, updates, "fused")["a"])
     if over == "consumers":
         np.testing.assert_array_equal(new["a"], moved)
     else:
@@ -202,7 +215,7 @@ def test_units_that_are_not_kept_are_exactly_zero(x64, p_dtype, u_dtype, how, fr
     )
     pair = volax.pair("a", "v", bias="b")
     new = apply(volax.keep_units(0.5, pair, freeze=freeze), params, updates, how)
-    plain = apply(optax.identity(), params, updates, how)
+    plain = apply(AS_IT_IS, params, updates, how)
     gone = np.all(exact(new["v"]) == 0, axis=1)
     assert gone.sum() == 8
     for path, units in (("a", 1), ("b", 0), ("v", 0)):
@@ -245,7 +258,7 @@ def test_masked_leaves_are_bit_identical(x64, p_dtype, u_dtype, how, name):
         "lp_decay": volax.lp_decay(0.1, 0.5, 1.0, mask=mask),
     }[name]
     new = apply(tx, {"in": p, "out": p}, {"in": u, "out": u}, how)
-    plain = apply(optax.identity(), {"out": p}, {"out": u}, how)
+    plain = apply(AS_IT_IS, {"out": p}, {"out": u}, how)
     np.testing.assert_array_equal(exact(new["out"]), exact(plain["out"]))
     assert np.any(exact(new["in"]) != exact(plain["out"]))
 
@@ -254,7 +267,7 @@ def test_masked_leaves_are_bit_identical(x64, p_dtype, u_dtype, how, name):
 @pytest.mark.parametrize("how", ["eager", "jitted", "fused"])
 def test_no_wall_and_no_strength_change_nothing(x64, p_dtype, u_dtype, how):
     p, u = draw(6, p_dtype, u_dtype)
-    plain = exact(apply(optax.identity(), p, u, how))
+    plain = exact(apply(AS_IT_IS, p, u, how))
     for tx in (
         volax.volumize(np.inf, mask="all"),
         volax.volumize(0.1, 1.0, mask="all"),

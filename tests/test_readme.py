@@ -30,7 +30,7 @@ def test_every_version_that_is_promised_is_in_the_matrix():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     job = workflow["jobs"]["test"]
     every = job["strategy"]["matrix"]["include"]
-    runs = [run for run in every if "x64" not in run]
+    runs = [run for run in every if not run.keys() & {"x64", "xla"}]
     assert [run["python"] for run in runs] == promised
     (oldest,) = (
         x.removeprefix("jax>=") for x in project["dependencies"] if "jax>" in x
@@ -38,5 +38,7 @@ def test_every_version_that_is_promised_is_in_the_matrix():
     assert runs[0]["jax"] == f"{oldest}.*"
     last = job["steps"][-1]
     assert last["run"] == ".ci/run"
-    assert [run["x64"] for run in every if run not in runs] == ["1"]
+    assert [run["x64"] for run in every if "x64" in run] == ["1"]
+    assert [run["jax"] for run in every if "xla" in run] == [runs[0]["jax"]]
+    assert "XLA_FLAGS=" in job["steps"][-2]["run"]
     assert last["env"] == {"JAX_ENABLE_X64": "${{ matrix.x64 || '0' }}"}

@@ -13,9 +13,10 @@ STEMS = {"train": "train", "test": "t10k"}
 @pytest.fixture(scope="package", autouse=True)
 def quick_compilation():
     """Compilation is nearly all the time of these tests, so do it cheaply."""
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Closed forms and optimality of the proximal maps."""
 
+import functools
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -46,15 +48,22 @@ def test_wall_with_volume_0_is_decay_by_alpha():
     np.testing.assert_array_equal(prox.wall(w, 0.0, -0.5), 0.0 * w)
 
 
+@functools.cache
+def factor(p):
+    """The factor that a reference sets, compiled once for all strengths."""
+    if p is None:
+        return jax.jit(lambda x, k, p: prox.lp_shrink(jnp.ones_like(x), x, k, p))
+    return jax.jit(lambda x, k, _: prox.lp_shrink(jnp.ones_like(x), x, k, p))
+
+
 @pytest.mark.parametrize("p", [0, 0.5, 2 / 3, 0.8, 1, 4 / 3, 1.5, 2, 2.5, 3, 4])
 @pytest.mark.parametrize("k", [1e-10, 1e-6, 1e-3, 0.5])
 @pytest.mark.parametrize("traced", [False, True])
-def test_lp_shrink_factor_against_float64(p, k, traced):
+def test_lp_shrink_factor_against_float64(as_users_compile, p, k, traced):
     sizes = np.geomspace(1.2e-38, 3e38, 100_001).astype(np.float32)
     k, order = np.float32(k), np.float64(np.float32(p) if traced else p)
-    given = jnp.float32(p) if traced else p
-    shrink = jax.jit(lambda x, k: prox.lp_shrink(jnp.ones_like(x), x, k, given))
-    actual = np.asarray(shrink(sizes, k), np.float64)
+    shrunk = factor(None if traced else p)(sizes, k, jnp.float32(p))
+    actual = np.asarray(shrunk, np.float64)
     with np.errstate(over="ignore", under="ignore"):
         expected = 1 / (1 + np.float64(k) / sizes.astype(np.float64) ** (2 - order))
     # The factor itself must be a normal number, with a little room.
@@ -168,7 +177,7 @@ def test_lp_shrink_gradients_of_extreme_weights_are_finite():
 
 def test_lp_shrink_under_vmap_and_twice_differentiated(x64):
     w, r = jnp.asarray(W), jnp.asarray(R)
-    one = jax.grad(prox.lp_shrink, (0, 1, 2, 3))
+    one = jax.jit(jax.grad(prox.lp_shrink, (0, 1, 2, 3)))
     each = jax.vmap(one, (0, 0, None, None))(w, r, 0.3, 0.8)
     for k in range(w.size):
         for slope, expected in zip(each, one(w[k], r[k], 0.3, 0.8)):
@@ -178,7 +187,7 @@ def test_lp_shrink_under_vmap_and_twice_differentiated(x64):
     for argument in range(4):
         first = lambda *x, a=argument: jnp.sum(jax.grad(  # noqa: E731
             lambda *y: jnp.sum(prox.lp_shrink(*y)), a)(*x))  # fmt: skip
-        assert_gradients(first, [W, R, 0.3, 0.8], rtol=1e-5, atol=1e-6)
+        assert_gradients(jax.jit(first), [W, R, 0.3, 0.8], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [-1.0, -0.5, 0.0, 0.3, 1.0])

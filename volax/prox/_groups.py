@@ -6,6 +6,7 @@ $s_i$ are equal. That is the step that an optimizer with a learning rate for eac
 weight, such as Adam, has to take.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -256,6 +257,7 @@ def max_norm(
 _NEWTON = 12  # steps; the tests hold to 1e-12 of the objective
 
 
+@functools.partial(jax.jit, static_argnames="axes", inline=True)
 def _secular(x, c, d, start, target, axes, wanted):
     r"""The t >= 0 with $\sum_i (x_i / (c_i + t d_i))^2 = \mathrm{target}^2$ a group.
 

@@ -8,6 +8,7 @@ for every entry by itself. For p < 1 the objective has a second local minimum at
 the map jumps where the two are equally good; there it returns 0.
 """
 
+import functools
 import math
 
 import jax
@@ -292,6 +293,7 @@ def _near_cube_root(x: jax.Array) -> jax.Array:
 _NEWTON = 8  # steps: the value is off by a factor of 2 at the start, then it squares
 
 
+@functools.partial(jax.jit, inline=True)  # eager calls would compile the loop each time
 def _root(size: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
     """The largest z > 0 with z + s p z^(p-1) = size, shapes broadcast."""
     log_x, log_a = jnp.log(size), jnp.log(jnp.where(s > 0, s * p, 1))

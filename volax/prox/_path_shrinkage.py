@@ -4,6 +4,8 @@ Of p-th powers of norms: the proximal map of the norm, and the map of path norms
 fixed points are those of the penalty where both sides of a unit move.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -57,6 +59,7 @@ def path_shrinkage(norms: jax.Array, step: Number, p: Number) -> jax.Array:
     return _factor(shrunk, norms, k)
 
 
+@functools.partial(jax.jit, inline=True)  # eager calls would compile the loop each time
 def _solved(norms: jax.Array, k: jax.Array, p: jax.Array) -> jax.Array:
     """The same for any p, by Newton's method on z = lp(t / (1 + k p z^p), k, p).
 
