@@ -33,7 +33,7 @@ from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.models import MLP
 
 BATCH = 128
-_RAMP = 0.4  # of the epochs, until the last unit that is to go is gone
+_RAMP = 0.4  # of the epochs
 _SELECTIONS = 20  # an epoch
 
 
@@ -89,6 +89,7 @@ NETS = {
     "fashion-1024": Net("fashion_mnist", _mlp, (1024,), 12, _NARROW),
     "fashion-512x3": Net("fashion_mnist", _mlp, (512,) * 3, 10, _DEEP),
     "fashion-cnn": Net("fashion_mnist", CNN, (8, 16, 64), 4, _CONVOLUTIONS),
+    "fashion-256": Net("fashion_mnist", _mlp, (256,), 8, ((32,), (64,))),
     "letters": Net("letters", _characters, (128, 8), 15, ((21, 2), (60, 4))),
 }
 
@@ -241,11 +242,21 @@ def _epoch(
 # A method trains in all `net.epochs` epochs and gives the network that is left.
 
 
-def small(study: Study, target: tuple[int, ...]) -> nnx.Module:
-    """Trained small from the start."""
+def small(study: Study, target: tuple[int, ...], *, ramp: int = 0) -> nnx.Module:
+    """Trained small from the start, at a constant rate in the first steps."""
     epochs = study.net.epochs
-    tx = optax.adam(study.cosine(epochs))
+    tx = optax.adam(study.cosine(epochs, constant=ramp))
     return study.fit(study.model(target), tx, range(epochs))[0]
+
+
+def small_held(study: Study, target: tuple[int, ...]) -> nnx.Module:
+    """Trained small with the rates that nets have which lose their units on a ramp."""
+    return small(study, target, ramp=_ramp(study))
+
+
+def _ramp(study: Study) -> int:
+    """The steps until the last unit that is to go is gone."""
+    return round(_RAMP * study.net.epochs * study.steps)
 
 
 def magnitude(study: Study, target: tuple[int, ...]) -> nnx.Module:
@@ -267,7 +278,7 @@ def _ramped(study: Study, make: Callable[..., Any]) -> nnx.Module:
     the ramp, at a constant rate; then without them what is left, on a cosine to zero.
     """
     epochs = study.net.epochs
-    ramp, first = round(_RAMP * epochs * study.steps), math.floor(_RAMP * epochs) + 1
+    ramp, first = _ramp(study), math.floor(_RAMP * epochs) + 1
     model = study.model(study.net.widths)
     groups, rate = study.groups(model), study.cosine(epochs, constant=ramp)
     adam = optax.adam(rate)
@@ -281,7 +292,7 @@ def keep_units(study: Study, target: tuple[int, ...]) -> nnx.Module:
     """The units of largest path norm, fewer and fewer."""
     every = max(study.steps // _SELECTIONS, 1)
 
-    def rules(rate, groups, ramp):
+    def rules(_, groups, ramp):
         return [
             volax.keep_units(
                 volax.cubic_ramp(1.0, count / group.sizes[-1], 0, ramp),
@@ -294,20 +305,34 @@ def keep_units(study: Study, target: tuple[int, ...]) -> nnx.Module:
     return _ramped(study, rules)
 
 
+def keep_units_of_all(study: Study, target: tuple[int, ...]) -> nnx.Module:
+    """The same among the units of all layers, to the multiply-adds of the target."""
+    every = max(study.steps // _SELECTIONS, 1)
+
+    def rules(_, groups, ramp):
+        share = volax.cubic_ramp(1.0, 1 - _removed(study, target), 0, ramp)
+        return [volax.keep_units(share, groups, scope="global", every=every)]
+
+    return _ramped(study, rules)
+
+
+def _removed(study: Study, target: tuple[int, ...]) -> float:
+    """The share of the multiply-adds that the target does without."""
+    sizes = target, study.net.widths
+    few, total = (study.cost(study.model(widths)) for widths in sizes)
+    return 1 - few / total
+
+
 def _shrunk(
     make: Callable[..., optax.GradientTransformation],
 ) -> Callable[[Study, tuple[int, ...]], nnx.Module]:
     """A regularizer whose strength follows the multiply-adds of the target."""
 
     def train(study: Study, target: tuple[int, ...]) -> nnx.Module:
-        few, all_ = (
-            study.cost(study.model(widths)) for widths in (target, study.net.widths)
-        )
-
         def rules(rate, groups, ramp):
             rule = volax.tune_strength(
                 lambda strength: make(rate, strength, groups),
-                1 - few / all_,
+                _removed(study, target),
                 measure="multiply_adds",
                 groups=groups,
                 steps=ramp,
@@ -341,9 +366,11 @@ def _plain(study: Study, _: Any) -> nnx.Module:
 # The transformer has no pairs for path_prox: GELU does not scale with its inputs.
 METHODS: dict[str, Callable[[Study, Any], nnx.Module]] = {
     "small": small,
+    "small held": small_held,
     "plain": _plain,
     "magnitude": magnitude,
     "keep_units": keep_units,
+    "keep_units global": keep_units_of_all,
     "path_prox": _shrunk(_path(1.0)),
     "path_prox p=1/2": _shrunk(_path(0.5)),
     "group_prox": _shrunk(_group),
@@ -481,7 +508,8 @@ def main(argv: list[str] | None = None) -> None:
                 continue
             rate = rates[0]
             if len(rates) > 1:
-                tried = target if method == "small" else targets[len(targets) // 2]
+                is_small = method.startswith("small")
+                tried = target if is_small else targets[len(targets) // 2]
                 held = [trials(net, method, tried, 0, r, given.search) for r in rates]
                 rate = max(held, key=_value)["rate"]
             for seed in range(given.seeds):
