@@ -170,6 +170,14 @@ def apply(tree, updates) -> Tree:
     return optax.apply_updates(tree, updates)
 
 
+def jitted(tx) -> Any:
+    """The transformation with its update compiled, for those that branch inside.
+
+    Eager, a ``lax.cond`` is compiled anew at every step.
+    """
+    return tx._replace(update=jax.jit(tx.update))
+
+
 def train(tx, tree, steps, state=None) -> tuple[Tree, Tree]:
     """Plain eager training; the parameters and the state."""
     state = tx.init(tree) if state is None else state

@@ -15,7 +15,7 @@ from flax import nnx
 
 import volax
 from tests import cases
-from tests.cases import CASES, grads, params, train, trained
+from tests.cases import CASES, grads, jitted, params, train, trained
 from volax import _paths
 from volax._paths import named_leaves
 
@@ -151,8 +151,8 @@ def test_injected_hyperparameters_in_16_bits(case):
 
 @every_case
 def test_multi_steps_acts_on_whole_steps_only(case):
-    tx = optax.MultiSteps(case.optimizer(), every_k_schedule=2)
-    tree = params()
+    steps = optax.MultiSteps(case.optimizer(), every_k_schedule=2)
+    tx, tree = jitted(steps.gradient_transformation()), params()
     first, state = train(tx, tree, grads()[:1])
     chex.assert_trees_all_equal(first, tree)
     second, _ = train(tx, first, grads()[1:2], state)
@@ -162,7 +162,7 @@ def test_multi_steps_acts_on_whole_steps_only(case):
 
 @every_case
 def test_apply_if_finite_skips_a_bad_step(case):
-    tx = optax.apply_if_finite(case.optimizer(), max_consecutive_errors=3)
+    tx = jitted(optax.apply_if_finite(case.optimizer(), max_consecutive_errors=3))
     bad = jax.tree.map(lambda x: x * jnp.nan, grads()[0])
     tree, _ = train(tx, params(), [bad, *grads()])
     assert_close(tree, trained(case))
