@@ -44,7 +44,7 @@ def checkpoints(workdir):
 def test_a_killed_run_ends_like_a_whole_one(kills, load_config, tmp_path, monkeypatch):
     """Bit for bit, wherever in training, in a checkpoint or in starting it stopped."""
     monkeypatch.setattr(_figures, "plot_curves", lambda *args: None)
-    config = load_config("digits_path_prox", **SMALL, epochs=8 * kills)
+    config = load_config("digits:path_prox", **SMALL, epochs=8 * kills)
     rng, workdir = random.Random(kills), tmp_path / "killed"
     names = "jax_disable_most_optimizations", "jax_num_cpu_devices"
     same = {name: jax.config.values[name] for name in names}

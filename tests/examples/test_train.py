@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from conftest import CONFIGS
@@ -318,5 +319,42 @@ def test_settings_that_cannot_be_used_are_told(
 
 def test_a_diverging_run_is_told(small, tmp_path):
     config = small(**{"optimizer.learning_rate": 1e30})
-    with pytest.raises(UserError, match="sgd diverged in epoch 1: the loss is nan"):
+    where = "in epoch 1, step 2 of 5: the update of hidden0/bias and of 3 more is"
+    with pytest.raises(UserError, match=f"sgd diverged {where} not finite"):
         train_and_evaluate(config, tmp_path)
+
+
+def poisoned(at):
+    """Makes update number `at` of one leaf infinite."""
+
+    def update(updates, state, params=None):
+        bad = jnp.where(state + 1 == at, jnp.inf, 0)
+        bias = updates["out"]["bias"].at[3].add(bad)
+        return updates | {"out": updates["out"] | {"bias": bias}}, state + 1
+
+    return optax.GradientTransformation(lambda params: jnp.int32(0), update)
+
+
+@pytest.mark.parametrize(
+    ("at", "where", "left"),
+    [(8, "epoch 2, step 3", ["1"]), (15, "epoch 3, step 5", ["1", "2"])],
+    ids=["within", "last-step"],
+)
+def test_the_step_and_leaf_that_broke_are_named(
+    at, where, left, small, tmp_path, monkeypatch
+):
+    """The last good checkpoint stays, whatever the loss of the epoch was."""
+    build = train.build_optimizers
+
+    def build_poisoned(*args):
+        return [optax.chain(tx, poisoned(at)) for tx in build(*args)]
+
+    monkeypatch.setattr(train, "build_optimizers", build_poisoned)
+    with pytest.raises(UserError) as error:
+        train_and_evaluate(small(), tmp_path)
+    message = f"sgd diverged in {where} of 5: the update of out/bias is not finite;"
+    assert str(error.value).startswith(message)
+    folder = tmp_path / "checkpoints/plain"
+    assert sorted(path.name for path in folder.iterdir()) == left
+    bias = final_state(tmp_path, "plain")["params"]["out"]["bias"]
+    assert np.isfinite(bias).all()

@@ -260,6 +260,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints and none can be read.
         """
+        self.wait()
         steps = sorted(self._manager.all_steps(), reverse=True)
         reasons: list[str] = []
         for step in steps:

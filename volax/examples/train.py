@@ -23,7 +23,7 @@ from flax import nnx
 from tqdm import tqdm
 
 import volax
-from volax.examples import _figures, _results
+from volax.examples import _diverged, _figures, _results
 from volax.examples._errors import UserError
 from volax.examples._files import (
     Checkpoints,
@@ -112,7 +112,8 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             )
             state, rows = checkpoints.restore(loop.start())
             epochs = build_epochs(loop, arrays, measure)
-            runs.append(_Run(name, epochs, state, rows, checkpoints))
+            diverged = partial(_diverged.find, loop, arrays, checkpoints)
+            runs.append(_Run(name, epochs, state, rows, checkpoints, diverged))
         history = {run.name: run.rows for run in runs}
         metrics = workdir / "metrics.csv"
         for run in runs:
@@ -188,6 +189,7 @@ class _Run:
     state: State
     rows: list[dict[str, Any]]
     checkpoints: Checkpoints
+    diverged: Callable[[int], str]  # where, by the end of that epoch
 
 
 def _fit(run: _Run, config: Any, after_save: Callable[[], None]) -> None:
@@ -207,11 +209,11 @@ def _fit(run: _Run, config: Any, after_save: Callable[[], None]) -> None:
             metrics = jax.device_get(metrics)
             now = time.monotonic()
             run.rows += _rows(metrics, done, count)
-            if not math.isfinite(run.rows[-1]["loss"]):
-                first = next(r for r in run.rows if not math.isfinite(r["loss"]))
+            broken = next((r for r in run.rows[done:] if not _is_finite(r)), None)
+            if broken is not None:
                 raise UserError(
-                    f"{run.name} diverged in epoch {first['epoch']}: the loss is "
-                    f"{first['loss']}; a smaller optimizer.learning_rate may help"
+                    f"{run.name} diverged {run.diverged(broken['epoch'])}; a smaller "
+                    "optimizer.learning_rate may help"
                 )
             note = _note(run.rows[-1], config.regularizer)
             bar.set_postfix_str(note, refresh=False)
@@ -236,6 +238,11 @@ def _rows(metrics: dict[str, np.ndarray], done: int, count: int) -> list[dict]:
         {"epoch": done + i + 1} | {k: _results.number(v[i]) for k, v in metrics.items()}
         for i in range(count)
     ]
+
+
+def _is_finite(row: dict[str, Any]) -> bool:
+    """Whether training can go on; the last step may break what no loss has seen."""
+    return all(math.isfinite(row[key]) for key in ("loss", "largest"))
 
 
 def _note(row: dict[str, Any], regularizer: str) -> str:
