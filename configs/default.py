@@ -17,7 +17,7 @@ REGULARIZERS = {
     "path_prox": {"strength": 0.035, "normalize": "project"},
     "group_prox": {"strength": 0.04, "over": "all", "p": 0.5, "freeze_dead": True},
     # The share of the units that is left after that part of the steps.
-    "keep_units": {"share": 0.125, "ramp": 0.4},
+    "keep_units": {"share": 0.125, "ramp": 0.4, "every": 1},
 }
 
 
@@ -33,17 +33,30 @@ def get_config(regularizer: str = "adamw") -> ConfigDict:
             "validation": 0.0,  # share of the training examples, not the test ones
             "per_class": 0,  # training examples a class; 0 is all
             "label_noise": 0.0,  # share of wrong training labels
+            "length": 0,  # characters of a window, words of a sentence; 0 is as usual
+            "augment": False,  # images are flipped and moved at random
             "model": {
                 "name": "mlp",
                 "dtype": "float32",  # of the computation; weights are float32
-                # The widths of each.
+                # The sizes of each.
                 "mlp": {"hidden": (256,)},
+                "lenet": {"widths": (6, 16, 120, 84)},
+                "vgg19": {"width": 1.0},
+                "resnet18": {"width": 64, "blocks": (2, 2, 2, 2)},
+                "gpt": {"width": 128, "layers": 4, "heads": 4, "dropout": 0.1},
+                "recurrent": {"width": 64, "hidden": 64, "dropout": 0.3},
+                "encoder": {"width": 64, "layers": 2, "heads": 4, "dropout": 0.3},
             },
             "epochs": 60,  # with a constant rate a finished run can get more
             "batch_size": 64,
             "test_batch": 1000,  # examples that are evaluated together
             "average": 0.0,  # decay of a mean of the weights, evaluated too; 0 is none
             "checkpoint_seconds": 10.0,  # at least so long between two; 0 is each epoch
+            "tensorboard": False,  # events beside metrics.csv
+            # (data, model): over so many devices batches are split, and weights by the
+            # layout: replicated, sharded (over data), tensor (over model) or both.
+            "mesh": (),
+            "layout": "replicated",
             "optimizer": {
                 "name": "adam",  # adam or sgd
                 "learning_rate": 3e-3,

@@ -201,13 +201,15 @@ def test_options_out_of_range_are_refused(options, message):
 
 
 def write_batches(folder, counts, *, suffix=""):
-    """CIFAR-10 batches of random bytes; images [n, 32, 32, 3] and labels by name."""
+    """CIFAR-10 batches of noise with a colour a class; what is in them by name."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for name, count in counts.items():
-        images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        images = rng.integers(0, 64, (count, 32, 32, 3), dtype=np.uint8)
         labels = np.arange(count, dtype=np.uint8) % 10
+        colours = np.stack([labels, 7 * labels % 10, 3 * labels % 10], -1)
+        images += 20 * colours[:, None, None]
         planes = images.transpose(0, 3, 1, 2).reshape(count, -1)
         content = np.hstack([labels[:, None], planes]).tobytes()
         path = folder / f"{name}_{count}.bin{suffix}"

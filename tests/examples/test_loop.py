@@ -6,7 +6,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
+from ml_collections import ConfigDict
 
+from volax.examples import _mesh
+from volax.examples._errors import UserError
+from volax.examples._mesh import LAYOUTS, Layout
 from volax.examples.data import Dataset
 from volax.examples.loop import Loop, fit, right
 
@@ -150,7 +155,7 @@ def test_labels_of_every_character(data):
         def __call__(self, x):
             return self.table(x)
 
-    text = (jnp.arange(64) % 5).reshape(8, 8)
+    text = np.arange(64).reshape(8, 8) % 5
     data = Dataset(text, (text + 1) % 5, text, (text + 1) % 5)
     model, _ = fit(
         Characters(rngs=nnx.Rngs(0)), optax.adam(0.3), data, range(5), batch_size=4
@@ -158,7 +163,60 @@ def test_labels_of_every_character(data):
     assert right(model, data) == 64
     loop = Loop(model, optax.identity(), 1)
     state = loop.start()
+    data = jax.tree.map(jnp.asarray, data)
     assert loop.scores(state.params, state.rest, data).keys() == {
         "test_loss",
         "test_accuracy",
     }
+
+
+@pytest.mark.parametrize("rule", LAYOUTS)
+def test_a_mesh_changes_where_arrays_lie_and_nothing_else(data, rule):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    layout = Layout(mesh, rule)
+    model = Net(rngs=nnx.Rngs(0))
+    found = []
+    for places in (None, layout):
+        loop = Loop(model, optax.sgd(0.1, 0.9), 10, layout=places, average=0.5)
+        given = data if places is None else places.copied(data)
+        state = loop.start()
+        where = jax.tree.map(lambda x: x.sharding, state)
+        state, figures = jax.jit(loop.epoch)(state, 0, given)
+        scores = jax.jit(loop.scores)(state.params, state.rest, given)
+        found.append((state, figures | scores))
+    (one, figures), (other, spread) = found
+    for key, value in figures.items():
+        np.testing.assert_allclose(spread[key], value, rtol=1e-4)
+    for own, there in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params)):
+        np.testing.assert_allclose(own, there, atol=3e-4)
+    after = jax.tree.map(lambda x: x.sharding, other)
+    for leaf, before, now in zip(*map(jax.tree.leaves, (other, where, after))):
+        assert now.is_equivalent_to(before, leaf.ndim)
+    # The first kernel is [4, 8].
+    axes = {
+        "replicated": (),
+        "sharded": (None, "data"),
+        "tensor": (None, "model"),
+        "both": ("data", "model"),
+    }[rule]
+    for kernel in (other.params, other.opt_state[0].trace, other.average):
+        assert kernel["hidden"]["kernel"].sharding.spec[: len(axes)] == axes
+    np.testing.assert_array_equal(
+        layout.gathered(other).params["out"]["kernel"], other.params["out"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rule", "message"),
+    [
+        ((2, 4), "fsdp", "layout is 'fsdp'; there are replicated"),
+        ((8,), "tensor", r"mesh must be \(data, model\)"),
+        ((3, 1), "tensor", r"mesh \(3, 1\) has 3 devices, and there are 8"),
+        ((8, 1), "tensor", "a batch of 12 cannot be split over 8 devices"),
+    ],
+    ids=["rule", "axes", "devices", "batch"],
+)
+def test_a_mesh_that_does_not_fit_is_told(mesh, rule, message):
+    config = ConfigDict({"mesh": mesh, "layout": rule})
+    with pytest.raises(UserError, match=message):
+        _mesh.layout(config, 12)

@@ -1,6 +1,8 @@
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from conftest import CONFIGS
 from test_train import SMALL
 
 from volax.examples import main
+from volax.examples.train import train_and_evaluate
 
 CONFIG = f"{CONFIGS}/digits.py:path_prox"
 ROOT = CONFIGS.parent
@@ -232,3 +235,31 @@ def test_ctrl_c_loses_nothing(start, tmp_path):
     left = [path.name for path in (workdir / "checkpoints/plain").iterdir()]
     assert all(name.isdigit() for name in left)
     assert max(map(int, left)) >= epochs
+
+
+def test_two_processes_train_like_one(start, load_config, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:" + str(free.getsockname()[1])
+    settings = {**SMALL, "epochs": 2}
+    given = {**settings, "mesh": (2, 1), "layout": "sharded"}
+    overrides = [f"--config.{key}={value}" for key, value in given.items()]
+    arguments = [f"--config={CONFIG}", "--workdir=two", *overrides, "--distributed"]
+    arguments += [f"--coordinator={address}", "--processes=2"]
+    processes = [start(*arguments, f"--process={k}") for k in range(2)]
+    alone = train_and_evaluate(
+        load_config("digits:path_prox", **settings), tmp_path / "one"
+    )
+    try:
+        for k, process in enumerate(processes):
+            out, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err
+            assert ("test accuracy" in out) == (k == 0)
+    finally:
+        for process in processes:
+            process.kill()
+    two = json.loads((tmp_path / "two/report.json").read_text())["models"]
+    assert two.keys() == alone["models"].keys()
+    for name, row in alone["models"].items():
+        for key, value in row.items():
+            assert two[name][key] == pytest.approx(value, rel=1e-4), (name, key)

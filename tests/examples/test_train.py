@@ -12,13 +12,16 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from conftest import CONFIGS
+from test_data import write_batches
 
 import volax
 from volax.examples import _figures, train
 from volax.examples._errors import UserError
 from volax.examples._files import replace_file, sole_run
 from volax.examples._optimizers import build_optimizers
-from volax.examples.data import load_dataset
+from volax.examples._setup import network
+from volax.examples.data import load, load_dataset
+from volax.examples.loop import Loop
 from volax.examples.train import train_and_evaluate
 
 SETS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "default")
@@ -90,27 +93,112 @@ def test_every_config_makes_two_optimizers(name, regularizer, load_config):
     assert structures[0] != structures[1] or regularizer == "path_prox"
 
 
-# Each data set, and each regularizer, once.
-@pytest.mark.parametrize(
-    "name", ["digits:adamw", "mnist:lp_decay", "fashion_mnist:group_prox"]
-)
-def test_a_config_trains(name, load_config, write_idx, tmp_path, capsys):
-    write_idx(tmp_path / "data", train=200)
-    given = {**SMALL, "per_class": 0, "epochs": 4, "data_dir": str(tmp_path / "data")}
-    given["optimizer.learning_rate"] = 0.01
-    report = train_and_evaluate(load_config(name, **given), tmp_path / "run")
-    files = {path.name for path in (tmp_path / "run").iterdir()}
-    expected = {"metrics.csv", "report.json", "curves.png", "config.json"}
-    assert files - {"small.safetensors"} == {*expected, "checkpoints"}
+# Each data set and each regularizer once, with a model that is tiny. The whole trainer
+# runs with two of them, the loop with the others.
+WHOLE = {
+    "digits:adamw": {"epochs": 3},
+    "shakespeare:keep_units": {
+        "epochs": 3,
+        "length": 16,
+        "model.gpt.width": 16,
+        "model.gpt.layers": 1,
+        "model.gpt.heads": 2,
+        "tensorboard": True,
+        "average": 0.9,
+    },
+}
+LOOPS = {
+    "mnist:lp_decay": {"model.name": "lenet", "model.lenet.widths": (4, 4, 16, 16)},
+    "fashion_mnist:path_prox": {"path_prox.strength": 0.6},
+    "cifar10:group_prox": {
+        "augment": False,
+        "model.dtype": "bfloat16",
+        "model.resnet18.width": 4,
+        "model.resnet18.blocks": (1,),
+    },
+    "rt_polarity:volumize": {
+        "epochs": 6,
+        "model.encoder.width": 16,
+        "model.encoder.layers": 1,
+        "optimizer.accumulate": 2,
+    },
+}
+# Of a test label by chance: 0.1, about 0.16 for the commonest letter, and 0.5.
+LEAST = {"shakespeare": 0.2, "rt_polarity": 0.6, "cifar10": 0.4}
+
+
+@pytest.fixture
+def tiny(load_config, write_idx, tmp_path):
+    """Gives a config with a tiny model and files of a data set that can be learned."""
+
+    def load(name):
+        overrides = (WHOLE | LOOPS)[name]
+        given = {
+            "epochs": 4,
+            "optimizer.learning_rate": 0.01,
+            "data_dir": str(tmp_path),
+        }
+        config = load_config(name, **{**SMALL, "per_class": 0, **given, **overrides})
+        if config.dataset in ("mnist", "fashion_mnist"):
+            write_idx(tmp_path, train=200)
+        if config.dataset == "cifar10":
+            write_batches(tmp_path, {"data_batch_1": 200, "test_batch": 50})
+        return config, LEAST.get(config.dataset, 0.8)
+
+    return load
+
+
+def test_each_data_set_and_regularizer_is_trained():
+    names, kinds = zip(*(name.split(":") for name in WHOLE | LOOPS))
+    assert sorted(names) == SETS
+    assert sorted(kinds) == sorted(REGULARIZERS)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_config_trains(name, tiny, tmp_path, capsys):
+    config, least = tiny(name)
+    report = train_and_evaluate(config, tmp_path / "run")
     plain, regularized, *_ = report["models"].values()
     assert plain != regularized
-    assert plain["test_accuracy"] > 0.5
-    assert json.loads((tmp_path / "run/report.json").read_text()) == json.loads(
-        json.dumps(report)
-    )
+    assert min(plain["test_accuracy"], regularized["test_accuracy"]) >= least
+    written = json.loads((tmp_path / "run/report.json").read_text())
+    assert written["models"] == report["models"]
     out = capsys.readouterr().out
     for label in report["models"]:
         assert label in out
+    expected = {"metrics.csv", "report.json", "curves.png", "config.json"}
+    expected |= {"checkpoints"}
+    if config.tensorboard:
+        expected |= {"tensorboard", "small.safetensors"}
+        assert report["sample"] in out
+        assert len(set(report["sample"])) > 5
+        assert plain["average_accuracy"] > least
+    assert {path.name for path in (tmp_path / "run").iterdir()} == expected
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_network_learns_with_its_regularizer(name, tiny):
+    config, least = tiny(name)
+    loaded = load(config.dataset, config.data_dir)
+    data = jax.tree.map(jnp.asarray, loaded.dataset)
+    model = network(config, loaded, config.model.dtype)
+    groups = volax.find_groups(model, data.test_inputs[:1])
+    steps = len(data.train_labels) // config.batch_size * config.epochs
+    _, tx = build_optimizers(config, steps, groups)
+    loop = Loop(model, tx, config.batch_size)
+    state, epoch = loop.start(), jax.jit(loop.epoch)
+    before = volax.metrics(state.params, groups)
+    for number in range(config.epochs):
+        state, _ = epoch(state, number, data)
+    _, hits = jax.jit(loop.evaluate)(state.params, state.rest, data)
+    assert hits.mean() >= least
+    after = volax.metrics(state.params, groups, volume=config.volumize.volume)
+    if config.regularizer == "volumize":
+        assert after["wall_share"] > 0
+    elif config.regularizer == "lp_decay":
+        assert after["zeros"] > 10 * before["zeros"] + 10
+    else:
+        assert after["path_norm"] < before["path_norm"]
 
 
 def test_the_table_says_what_is_left(small, tmp_path, capsys):

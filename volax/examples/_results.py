@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import volax
-from volax.examples.data import Dataset
+from volax.examples.data import Dataset, Loaded
 from volax.examples.loop import Loop, State
+from volax.examples.models import sample
 
 _CHECKED = 8  # test examples on which both models are run
+_WRITTEN = 300  # characters
 
 
 def sized(state: State, groups: volax.pairs.Groups) -> dict[str, int]:
@@ -49,6 +52,14 @@ def compacted(
     figures = {key: number(value) for key, value in jax.device_get(found).items()}
     again = volax.find_groups(small.params, inputs[:1])
     return figures | sized(state, again) | {"file": path.name, "bytes_on_disk": size}
+
+
+def written(model: Any, loaded: Loaded, seed: int) -> str:
+    """What a model of characters writes on from the beginning of the test text."""
+    prompt = jnp.asarray(loaded.dataset.test_inputs[0])
+    write = jax.jit(lambda key: sample(model, prompt, _WRITTEN, key, 0.8))
+    numbers = np.asarray(write(jax.random.key(seed)))[len(prompt) :]
+    return "".join(loaded.vocabulary[k] for k in numbers)
 
 
 def number(value: np.ndarray) -> float | int:

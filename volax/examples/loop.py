@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from volax.examples._mesh import Layout
 from volax.examples.data import Dataset
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]  # of a key and a batch
@@ -39,6 +40,7 @@ class Loop:
       augment: changes the inputs of each batch, given a key.
       average: decay of a running mean of the weights; 0 keeps none.
       test_batch: examples that are evaluated together.
+      layout: where batches and weights lie on a mesh.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class Loop:
         augment: Augment | None = None,
         average: float = 0.0,
         test_batch: int = 1000,
+        layout: Layout | None = None,
     ):
         self.tx, self.batch_size, self.seed = tx, batch_size, seed
         self.augment, self.average, self.test_batch = augment, average, test_batch
+        self.layout = layout
         model = nnx.clone(model)
         model.train()
         self._training = nnx.graphdef(model)
@@ -72,7 +76,8 @@ class Loop:
         )
         average = jax.tree.map(jnp.copy, params) if self.average else None
         found = self.tx.init(params) if opt_state is None else given
-        return State(params, rest, found, average)
+        state = State(params, rest, found, average)
+        return state if self.layout is None else self.layout.placed(state)
 
     def module(self, params: Any, rest: Any) -> Any:
         """The model with these weights, as it is evaluated."""
@@ -98,7 +103,7 @@ class Loop:
 
         def step(state: State, given: tuple[jax.Array, jax.Array]):
             number, rows = given
-            inputs, labels = data.train_inputs[rows], data.train_labels[rows]
+            inputs, labels = self._split(data.train_inputs, data.train_labels, rows)
             # The permutation splits the same key, into keys of the first numbers.
             drawn = jax.random.fold_in(key, 2**30 + number)
             if self.augment is not None:
@@ -111,25 +116,32 @@ class Loop:
             average = state.average
             if self.average:
                 average = optax.incremental_update(params, average, 1 - self.average)
-            return State(params, rest, opt_state, average), (loss, hits)
+            return self.held(State(params, rest, opt_state, average)), (loss, hits)
 
         numbers = jnp.arange(len(order))
         state, (loss, hits) = jax.lax.scan(step, state, (numbers, order))
-        return state, {"loss": loss.mean(), "train_accuracy": hits.mean()}
+        return self.held(state), {"loss": loss.mean(), "train_accuracy": hits.mean()}
 
     def evaluate(
         self, params: Any, rest: Any, data: Dataset
     ) -> tuple[jax.Array, jax.Array]:
         """The loss of each test label, float32, and whether it is named right, bool."""
-        model, count = self.module(params, rest), len(data.test_labels)
+        count = len(data.test_labels)
         size = min(self.test_batch, count)
+        if self.layout is not None:
+            parts = self.layout.mesh.shape["data"]
+            size = -(-size // parts) * parts
         rows = jnp.arange(-(-count // size) * size).reshape(-1, size)
 
         def batch(rows: jax.Array):
-            return _judged(model(data.test_inputs[rows]), data.test_labels[rows])
+            # Made inside: NNX refuses a module from outside of a traced function.
+            inputs, labels = self._split(data.test_inputs, data.test_labels, rows)
+            return _judged(self.module(params, rest)(inputs), labels)
 
         # Rows behind the last example read that one again, and are left out.
         judged = jax.lax.map(batch, jnp.minimum(rows, count - 1))
+        if self.layout is not None:
+            judged = jax.lax.with_sharding_constraint(judged, self.layout.whole)
         loss, hits = (x.reshape(-1, *x.shape[2:])[:count] for x in judged)
         return loss, hits
 
@@ -145,6 +157,17 @@ class Loop:
             right = jnp.bincount(labels, 1.0 * hits, length=classes)
             found["worst_class_accuracy"] = jnp.where(seen, right / seen, 1).min()
         return found
+
+    def held(self, state: State) -> State:
+        """The same state, where the layout wants it, for the end of a program."""
+        return state if self.layout is None else self.layout.held(state)
+
+    def _split(self, inputs, labels, rows):
+        """The examples of these rows, over the devices of the mesh."""
+        batch = inputs[rows], labels[rows]
+        if self.layout is None:
+            return batch
+        return jax.lax.with_sharding_constraint(batch, self.layout.batch)
 
     def _loss(self, params, rest, key, inputs, labels):
         """Mean loss; whether each label is named right, and what the model keeps."""

@@ -54,6 +54,15 @@ def _define_flags() -> None:
         required=True,
     )
     flags.mark_flag_as_required("config")
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Whether this is one of several processes; a cluster tells which, or the next "
+        "three flags do.",
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process.")
+    flags.DEFINE_integer("processes", None, "How many processes there are.")
+    flags.DEFINE_integer("process", None, "The number of this one, from 0.")
 
 
 def _main(argv: list[str]) -> int:
@@ -71,6 +80,8 @@ def _main(argv: list[str]) -> int:
         with _stopped_at_once():
             from volax.examples.train import train_and_evaluate
 
+        if flags.FLAGS.distributed:
+            _join(flags.FLAGS)
         _silence_other_threads()
         train_and_evaluate(flags.FLAGS.config, flags.FLAGS.workdir)
     except KeyboardInterrupt:
@@ -81,6 +92,17 @@ def _main(argv: list[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         _end(f"error: {where}{error.strerror or error}", 1)
     return 0
+
+
+def _join(given: Any) -> None:
+    """Become one of several processes."""
+    import jax
+
+    try:
+        jax.distributed.initialize(given.coordinator, given.processes, given.process)
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"the processes do not come together: {said}") from error
 
 
 def _silence_other_threads() -> None:

@@ -19,11 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+import optax
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 import volax
 from volax.examples import _diverged, _figures, _results
+from volax.examples._board import Board
 from volax.examples._errors import UserError
 from volax.examples._files import (
     Checkpoints,
@@ -32,15 +34,16 @@ from volax.examples._files import (
     sole_run,
     write_json,
 )
+from volax.examples._mesh import layout
 from volax.examples._optimizers import build_optimizers
 from volax.examples._settings import flatten
-from volax.examples.data import CLASSES, Dataset, load_dataset
+from volax.examples._setup import augmentation, check, network
+from volax.examples.data import Dataset, load
 from volax.examples.loop import Loop, State
-from volax.examples.models import MLP
 
 # What may differ when a run is resumed; a cosine is planned for its number of epochs,
 # so `epochs` may grow under a constant learning rate only.
-_MAY_CHANGE = {"data_dir", "checkpoint_seconds"}
+_MAY_CHANGE = {"data_dir", "checkpoint_seconds", "tensorboard", "mesh", "layout"}
 _FOLDERS = ("plain", "regularized")
 _AT_ONCE = 64  # epochs in a call, at most
 _CALL_SECONDS = 0.25
@@ -56,27 +59,31 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
         prints its table again.
 
     Returns:
-      The content of `report.json`.
+      The content of `report.json`; nothing in processes other than the first, which
+      alone writes files.
 
     Raises:
       UserError: for settings or data that cannot be used, a workdir that another run
         uses, or a training that diverged.
     """
     workdir = Path(workdir)
-    _check(config)
-    data = load_dataset(
+    check(config)
+    loaded = load(
         config.dataset,
         config.data_dir,
         validation=config.validation,
         per_class=config.per_class,
         label_noise=config.label_noise,
+        length=config.length,
         seed=config.seed,
     )
+    data, changes = loaded.dataset, augmentation(config, loaded)
     examples = len(data.train_labels)
     batch_size = min(config.batch_size, examples)
-    model = _build(config, data)
-    model.eval()
-    groups = volax.find_groups(model, jnp.asarray(data.test_inputs[:1]))
+    places = layout(config, batch_size)
+    model = network(config, loaded, config.model.dtype)
+    exact = network(config, loaded, "float32")  # whose units are found and removed
+    groups = volax.find_groups(exact, jnp.asarray(data.test_inputs[:1]))
     steps = examples // batch_size * config.epochs
     optimizers = build_optimizers(config, steps, groups)
     settings = flatten(config) | {"data checksum": _checksum(data)}
@@ -93,11 +100,13 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
         found = groups if len(groups) else None
         return volax.metrics(state.params, found, state.opt_state, **wall)
 
-    arrays = jax.device_put(data)
+    arrays = jax.device_put(data) if places is None else places.copied(data)
+    first = jax.process_index() == 0  # the one process that writes
     with ExitStack() as stack:
-        stack.enter_context(sole_run(workdir))
-        may_grow = {"epochs"} if constant else set()
-        claim_workdir(workdir, settings, may_change=_MAY_CHANGE, may_grow=may_grow)
+        if first:
+            stack.enter_context(sole_run(workdir))
+            may_grow = {"epochs"} if constant else set()
+            claim_workdir(workdir, settings, may_change=_MAY_CHANGE, may_grow=may_grow)
         runs = []
         for name, folder, tx in zip(names, _FOLDERS, optimizers):
             checkpoints = Checkpoints(workdir / "checkpoints" / folder, config.seed)
@@ -107,8 +116,10 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
                 tx,
                 batch_size,
                 config.seed,
+                augment=changes,
                 average=config.average,
                 test_batch=config.test_batch,
+                layout=places,
             )
             state, rows = checkpoints.restore(loop.start())
             epochs = build_epochs(loop, arrays, measure)
@@ -116,26 +127,50 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             runs.append(_Run(name, epochs, state, rows, checkpoints, diverged))
         history = {run.name: run.rows for run in runs}
         metrics = workdir / "metrics.csv"
+        board = None
+        if config.tensorboard and first:
+            board = Board(workdir / "tensorboard")
+            stack.callback(board.close)
+
+        def publish() -> None:
+            if not first:
+                return
+            _write_metrics(metrics, history)
+            if board is not None:
+                board.write(history)
+
         for run in runs:
-            _fit(run, config, after_save=lambda: _write_metrics(metrics, history))
-        _write_metrics(metrics, history)
+            _fit(run, config, after_save=publish)
+        publish()
 
         models = {
             run.name: run.rows[-1] | _results.sized(run.state, groups) for run in runs
         }
-        if models[names[1]].get("alive", 0) < models[names[1]].get("units", 0):
-            trained = loop.module(runs[1].state.params, runs[1].state.rest)
-            small = workdir / "small.safetensors"
-            models["compacted"] = _results.compacted(trained, groups, arrays, small)
+        *_, (_, last) = models.items()
+        state = runs[-1].state
+        if places is not None:
+            state, arrays = places.gathered(state), jax.device_put(data)
+        if not first:
+            return {}
+        left = Loop(exact, optax.identity(), 1).module(state.params, state.rest)
+        if last.get("alive", 0) < last.get("units", 0):
+            path = workdir / "small.safetensors"
+            models["compacted"] = _results.compacted(left, groups, arrays, path)
         title = (
             f"{config.dataset}, seed {config.seed}, {config.epochs} epochs, "
             f"{examples:,} training and {len(data.test_labels):,} "
             f"{'validation' if config.validation else 'test'} examples"
         )
+        if loaded.note:
+            title += f"\n{loaded.note}"
         report = {"title": title, "config": config.to_dict(), "models": models}
+        if data.test_labels.ndim > 1:
+            report["sample"] = _results.written(left, loaded, config.seed)
         write_json(workdir / "report.json", report)
         _figures.plot_curves(workdir / "curves.png", title, history, config.regularizer)
         print(_figures.table(title, models, wall.get("volume", math.inf)))
+        if "sample" in report:
+            print(f"\n{report['sample']}")
         return report
 
 
@@ -175,7 +210,8 @@ def build_epochs(
             state, row = epoch(state, first + i, data)
             return state, jax.tree.map(lambda t, value: t.at[i].set(value), table, row)
 
-        return jax.lax.fori_loop(0, count, body, (state, blank))
+        state, table = jax.lax.fori_loop(0, count, body, (state, blank))
+        return loop.held(state), table
 
     return lambda state, first, count: epochs(state, first, count, data)
 
@@ -200,7 +236,8 @@ def _fit(run: _Run, config: Any, after_save: Callable[[], None]) -> None:
         initial=len(run.rows),
         desc=run.name,
         unit="epoch",
-        disable=None,  # off where the output is not a terminal
+        # Off where the output is not a terminal, and in all processes but the first.
+        disable=True if jax.process_index() else None,
     ) as bar:
         while (done := len(run.rows)) < config.epochs:
             count = min(count, config.epochs - done)
@@ -218,19 +255,25 @@ def _fit(run: _Run, config: Any, after_save: Callable[[], None]) -> None:
             note = _note(run.rows[-1], config.regularizer)
             bar.set_postfix_str(note, refresh=False)
             bar.update(count)
-            if (
-                now - saved >= config.checkpoint_seconds
-                or done + count == config.epochs
-            ):
+            due = now - saved >= config.checkpoint_seconds
+            if _agreed(due) or done + count == config.epochs:
                 run.checkpoints.save(run.state, run.rows)
                 after_save()
                 saved = time.monotonic()
-                if bar.disable:
+                if bar.disable and not jax.process_index():
                     print(f"{run.name}: epoch {done + count}/{config.epochs}, {note}")
             # Short epochs go many to a call: the host then costs next to nothing.
             wanted = min(_CALL_SECONDS, config.checkpoint_seconds)
-            count = max(1, min(_AT_ONCE, int(wanted * count / (now - began))))
+            fitting = int(wanted * count / (now - began))
+            count = _agreed(max(1, min(_AT_ONCE, fitting)))
     run.checkpoints.wait()
+
+
+def _agreed(number: int) -> int:
+    """What the first process says, whose clock counts for all of them."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def _rows(metrics: dict[str, np.ndarray], done: int, count: int) -> list[dict]:
@@ -263,36 +306,6 @@ def _write_metrics(path: Path, history: dict[str, list[dict]]) -> None:
 
     if rows:
         replace_file(path, write)
-
-
-def _build(config: Any, data: Dataset) -> Any:
-    """The network of the config for this data."""
-    widths = config.model.mlp.hidden
-    if min(widths, default=1) < 1:
-        raise UserError(f"model.mlp.hidden must be widths of 1 or more, not {widths}")
-    features, rngs = data.train_inputs.shape[1], nnx.Rngs(config.seed)
-    return MLP(features, widths, CLASSES, rngs=rngs)
-
-
-def _check(config: Any) -> None:
-    """Refuse numbers that make no training."""
-    counts = {
-        "epochs": config.epochs,
-        "batch_size": config.batch_size,
-        "test_batch": config.test_batch,
-        "optimizer.accumulate": config.optimizer.accumulate,
-    }
-    for key, value in counts.items():
-        if value < 1:
-            raise UserError(f"{key} must be 1 or more, not {value}")
-    shares = {"average": config.average, "optimizer.warmup": config.optimizer.warmup}
-    for key, value in shares.items():
-        if not 0 <= value < 1:
-            raise UserError(f"{key} is a share in [0, 1), not {value}")
-    if not config.optimizer.clip >= 0:
-        raise UserError(
-            f"optimizer.clip is a norm, 0 for none, not {config.optimizer.clip}"
-        )
 
 
 def _checksum(data: Dataset) -> int:
