@@ -17,18 +17,18 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
 import volax
 from benchmarks import machine, transformer
+from volax.examples import loop
 from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.models import MLP
 
@@ -138,21 +138,19 @@ class Study:
         opt_state: Any = None,
     ) -> tuple[nnx.Module, Any]:
         """Trains a copy of a model in the epochs of these numbers."""
-        graph, params = nnx.split(model)
-        state = params, tx.init(params) if opt_state is None else opt_state
-        epoch = _epoch(graph, tx, self.steps)
-        for number in epochs:
-            key = jax.random.fold_in(jax.random.key(self.seed), number)
-            state = epoch(state, key, self.data)
-        return nnx.merge(graph, state[0]), state[1]
+        return loop.fit(
+            model,
+            tx,
+            self.data,
+            epochs,
+            batch_size=BATCH,
+            seed=self.seed,
+            opt_state=opt_state,
+        )
 
     def quality(self, model: nnx.Module) -> dict[str, float]:
         """The accuracy on the test images."""
-        hits = [
-            np.asarray(_logits(model, images)).argmax(-1) == labels
-            for images, labels in _batches(self.data)
-        ]
-        return {"accuracy": float(np.concatenate(hits).mean())}
+        return {"accuracy": loop.right(model, self.data) / len(self.data.test_labels)}
 
 
 class Letters(Study):
@@ -200,43 +198,6 @@ class Letters(Study):
         """Nats a letter on the rest of the text."""
         found = transformer.held_out(model, self.test, self.size.length)
         return {"loss": found}
-
-
-def _batches(data: Dataset, size: int = 1000) -> Iterator[tuple[Any, np.ndarray]]:
-    for start in range(0, len(data.test_labels), size):
-        stop = start + size
-        yield data.test_inputs[start:stop], np.asarray(data.test_labels[start:stop])
-
-
-@nnx.jit
-def _logits(model: Any, images: jax.Array) -> jax.Array:
-    return model(images)
-
-
-def _epoch(
-    graph: nnx.GraphDef, tx: optax.GradientTransformation, steps: int
-) -> Callable[..., Any]:
-    """One compiled epoch of shuffled batches."""
-
-    def loss(params, images, labels):
-        logits: Any = nnx.merge(graph, params)(images)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def epoch(state, key, data):
-        order = jax.random.permutation(key, len(data.train_labels))
-
-        def step(state, rows):
-            params, opt_state = state
-            batch = data.train_inputs[rows], data.train_labels[rows]
-            gradient = jax.grad(loss)(params, *batch)
-            updates, opt_state = tx.update(gradient, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), None
-
-        rows = order[: steps * BATCH].reshape(steps, BATCH)
-        return jax.lax.scan(step, state, rows)[0]
-
-    return epoch
 
 
 # A method trains in all `net.epochs` epochs and gives the network that is left.
