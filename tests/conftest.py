@@ -18,7 +18,8 @@ KEEP_ALL = {
 
 
 # The older of two code generators takes half the time; XLA has but one after JAX 0.10.
-OLDER = "--xla_cpu_use_fusion_emitters=false"
+# A program's parts compile one after another: the other core has tests of its own.
+OLDER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 gc.disable()  # while modules are imported and tests collected: they all stay
