@@ -121,6 +121,29 @@ def test_a_config_that_is_missing_is_told(name, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "argument", "message"),
+    [
+        (None, "lasso", "there is no regularizer 'lasso'; there are adamw, volumize"),
+        ("def get_config(): pass", "adamw", "is no config: TypeError: get_config()"),
+    ],
+    ids=["unknown", "none-taken"],
+)
+def test_an_argument_that_a_config_does_not_take_is_told(
+    content, argument, message, tmp_path, capsys
+):
+    path = CONFIGS / "digits.py"
+    if content is not None:
+        path = tmp_path / "mine.py"
+        path.write_text(content)
+    with pytest.raises(SystemExit):
+        main._with_config_file(["volax-train", f"--config={path}:{argument}"])
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {path}")
+    assert message in err
+    assert err.count("\n") == 1
+
+
 def test_a_config_is_found_by_name_and_by_path(monkeypatch):
     argv = ["volax-train", "--config=digits:adamw", "--workdir=x"]
     (_, found, rest) = main._with_config_file(argv)

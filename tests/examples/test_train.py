@@ -229,7 +229,7 @@ def test_the_table_says_what_is_left(small, tmp_path, capsys):
     assert len({len(line) for line in table}) == 1
 
 
-def test_the_saved_model_is_the_trained_one(small, tmp_path):
+def test_the_saved_model_is_the_trained_one(small, tmp_path, monkeypatch, capsys):
     config = small("digits:keep_units", epochs=2)
     report = train_and_evaluate(config, tmp_path)
     loaded = volax.load(tmp_path / "small.safetensors").params
@@ -240,6 +240,17 @@ def test_the_saved_model_is_the_trained_one(small, tmp_path):
     hits = (found @ out["kernel"] + out["bias"]).argmax(-1) == data.test_labels
     expected = report["models"]["compacted"]["test_accuracy"]
     np.testing.assert_allclose(hits.mean(), expected, atol=1e-6)
+
+    # Without a proof there is no smaller model, and everything else is there.
+    def refuse(*args, **options):
+        raise ValueError("compact: the models differ")
+
+    (tmp_path / "small.safetensors").unlink()
+    monkeypatch.setattr(volax, "compact", refuse, raising=False)
+    again = train_and_evaluate(config, tmp_path)
+    assert [*again["models"]] == [*report["models"]][:2]
+    assert "not compacted: compact: the models differ" in capsys.readouterr().out
+    assert not (tmp_path / "small.safetensors").exists()
 
 
 def test_volumize_keeps_every_weight_inside(small, tmp_path, capsys):

@@ -152,10 +152,14 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             state, arrays = places.gathered(state), jax.device_put(data)
         if not first:
             return {}
+        unproven = ""
         left = Loop(exact, optax.identity(), 1).module(state.params, state.rest)
         if last.get("alive", 0) < last.get("units", 0):
             path = workdir / "small.safetensors"
-            models["compacted"] = _results.compacted(left, groups, arrays, path)
+            try:
+                models["compacted"] = _results.compacted(left, groups, arrays, path)
+            except ValueError as error:  # the proof failed: all else is still told
+                unproven = f"not compacted: {error}"
         title = (
             f"{config.dataset}, seed {config.seed}, {config.epochs} epochs, "
             f"{examples:,} training and {len(data.test_labels):,} "
@@ -169,6 +173,8 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
         write_json(workdir / "report.json", report)
         _figures.plot_curves(workdir / "curves.png", title, history, config.regularizer)
         print(_figures.table(title, models, wall.get("volume", math.inf)))
+        if unproven:
+            print(f"\n{unproven}")
         if "sample" in report:
             print(f"\n{report['sample']}")
         return report
