@@ -146,9 +146,7 @@ def test_what_it_installs(place, monkeypatch, tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    "url", [notebooks.repository(), "https://github.com/o/n", None]
-)
+@pytest.mark.parametrize("url", ["https://github.com/o/n", None])
 def test_the_badge_is_made_from_the_address_of_the_project(url):
     """Of a project without one there is no badge, which would lead to a stranger."""
     for name in NAMES:
@@ -159,5 +157,7 @@ def test_the_badge_is_made_from_the_address_of_the_project(url):
         wanted = url and url.replace("https://github.com/", colab) + place
         assert found == ([wanted] if wanted else [])
     if url:
-        with pytest.raises(ValueError, match=r"expected https://github\.com/owner/name"):
+        with pytest.raises(
+            ValueError, match=r"expected https://github\.com/owner/name"
+        ):
             notebooks.badge("1", url + "/more")

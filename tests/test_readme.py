@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import sys
 import tomllib
 
 import yaml
@@ -12,9 +13,41 @@ ROOT = pathlib.Path(__file__).parents[1]
 def test_the_examples_run(capsys):
     readme = ROOT / "README.md"
     blocks = re.findall(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 10
     exec(compile("\n".join(blocks), "README.md", "exec"), {})
     assert "layers/0/kernel  layers/2/kernel" in capsys.readouterr().out
+
+
+def links(text):
+    return re.findall(r"\]\(((?!https?://|#)[^)]*)\)", text)
+
+
+def test_every_relative_link_leads_to_a_file():
+    for path in links((ROOT / "README.md").read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_links_survive_without_the_checkout():
+    """Of a project without an address what they say stays, and they go."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    given = (ROOT / "README.md").read_text()
+    builder = WheelBuilder(str(ROOT))
+    url = builder.metadata.core.urls.get("Repository")
+    readme = builder.metadata.core.readme
+    assert links(readme) == []
+    assert ("blob/main/benchmarks/RESULTS.md" in readme) == (url is not None)
+    assert re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", given) == re.sub(
+        r"\[([^]]*)\]\([^)]*\)", r"\1", readme
+    )
+    sys.path.insert(0, str(ROOT))
+    try:
+        from hatch_build import with_links
+    finally:
+        sys.path.remove(str(ROOT))
+    changed = with_links(given, "https://github.com/o/n/")
+    assert "(https://github.com/o/n/blob/main/CHANGELOG.md)" in changed
+    assert links(changed) == []
 
 
 def test_ci_runs_the_slow_tests_by_their_command():
