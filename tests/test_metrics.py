@@ -83,6 +83,7 @@ def test_a_running_mean_keeps_units_alive_that_nothing_feeds():
     model = Net(nnx.Rngs(0))
     groups = volax.find_groups(model, jnp.ones((1, 3)))
     for leaf in (model.inner.kernel, model.norm.bias):
+        assert leaf is not None
         leaf[...] = leaf[...].at[..., 0].set(0)
     model.norm.mean[...] = jnp.ones(4)
     count = jax.jit(lambda tree: volax.metrics(tree, groups))

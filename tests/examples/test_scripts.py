@@ -24,4 +24,4 @@ def test_equinox(capsys):
 
 def test_they_are_short():
     for script in (linen_digits, equinox_digits):
-        assert pathlib.Path(script.__file__).read_text().count("\n") < 80
+        assert pathlib.Path(str(script.__file__)).read_text().count("\n") < 80

@@ -66,7 +66,7 @@ def main(steps: int = 600, share: float = 0.25) -> tuple[Any, float]:
     # Linen writes widths down in the module, so the small one is built anew.
     widths = tuple(volax.metrics(variables, g)["alive"].item() for g in groups)
     less = Net(widths)
-    check = (*(partial(n.apply, train=False) for n in (net, less)), (x,))
+    check: Any = (*(partial(n.apply, train=False) for n in (net, less)), (x,))
     small = volax.compact(variables, groups, opt_state=state[0], check=check)
     variables, _ = fit(less, adam, small.params, small.opt_state, data, steps // 4)
     right = jnp.mean(check[1](variables, x).argmax(-1) == data.test_labels).item()
