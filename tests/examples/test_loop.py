@@ -170,7 +170,26 @@ def test_labels_of_every_character(data):
     }
 
 
+# Of a kernel [4, 8] on a mesh of 2 x 4 devices.
+AXES = {
+    "replicated": (),
+    "sharded": (None, "data"),
+    "tensor": (None, "model"),
+    "both": ("data", "model"),
+}
+
+
 @pytest.mark.parametrize("rule", LAYOUTS)
+def test_a_rule_splits_what_the_mesh_divides(rule):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    layout = Layout(mesh, rule)
+    kernel, odd, bias = (jnp.zeros(shape) for shape in ((4, 8), (3, 5), (8,)))
+    assert layout.of(kernel).spec[: len(AXES[rule])] == AXES[rule]
+    assert layout.of(odd).is_fully_replicated
+    assert layout.of(bias).is_fully_replicated
+
+
+@pytest.mark.parametrize("rule", ["replicated", "both"])
 def test_a_mesh_changes_where_arrays_lie_and_nothing_else(data, rule):
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     layout = Layout(mesh, rule)
@@ -192,13 +211,7 @@ def test_a_mesh_changes_where_arrays_lie_and_nothing_else(data, rule):
     after = jax.tree.map(lambda x: x.sharding, other)
     for leaf, before, now in zip(*map(jax.tree.leaves, (other, where, after))):
         assert now.is_equivalent_to(before, leaf.ndim)
-    # The first kernel is [4, 8].
-    axes = {
-        "replicated": (),
-        "sharded": (None, "data"),
-        "tensor": (None, "model"),
-        "both": ("data", "model"),
-    }[rule]
+    axes = AXES[rule]
     for kernel in (other.params, other.opt_state[0].trace, other.average):
         assert kernel["hidden"]["kernel"].sharding.spec[: len(axes)] == axes
     np.testing.assert_array_equal(
