@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ FAMILIES = pytest.mark.parametrize("name", SIZES)
 def loaded(name, length=8):
     """A few random examples of what a family is for, with a class in each."""
     rng = np.random.default_rng(0)
+    facts: dict[str, Any]
     if name in ("recurrent", "encoder"):
         inputs = rng.integers(2, 20, (6, length)).astype(np.int32)
         inputs[0, 4:] = inputs[1, 2:] = 0
@@ -90,7 +92,7 @@ def trained(name, model, state, steps):
 
 
 @functools.cache
-def family(name):
+def family(name) -> tuple[Any, jax.Array, Any]:
     """A model whose statistics have seen its inputs, these, and the groups."""
     data = loaded(name)
     inputs = jnp.asarray(data.dataset.test_inputs)
@@ -124,7 +126,7 @@ def randomly_killed(model, groups):
 
 
 def halved(units):
-    """Half of the units go, of heads too and in each of the others half the channels."""
+    """Half of the units of each group go: of heads, and of channels in the others."""
     return [tuple(n - n // 2 for n in sizes) for sizes in units]
 
 

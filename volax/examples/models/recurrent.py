@@ -51,7 +51,7 @@ class Recurrent(nnx.Module):
         """Map numbers [batch, length] to logits [batch, classes]."""
         cell: Any = self.reader.cell
         # A first state that is given needs no random numbers.
-        first = jnp.zeros((len(words), cell.hidden_features))
+        first = jnp.zeros((len(words), cell.hidden_features), jnp.float32)
         embedded: Any = self.dropout(self.words(words))
         states: Any = self.reader(embedded, initial_carry=first)
         scores = self.weigh(nnx.tanh(self.tell(states))).astype(jnp.float32)
