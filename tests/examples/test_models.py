@@ -150,7 +150,7 @@ def test_every_family_runs_and_learns_without_its_dead_units(name):
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("name", ["lenet", "resnet18", "recurrent", "gpt"])
+@pytest.mark.parametrize("name", ["resnet18", "recurrent", "gpt"])
 def test_mixed_precision_computes_in_bfloat16_and_keeps_float32(name):
     model, inputs, groups = family(name)
     mixed = nnx.eval_shape(
@@ -190,7 +190,7 @@ def test_batch_norm_counts_in_training_mode_alone(name):
     assert (first != second).any()
 
 
-@pytest.mark.parametrize("name", ["recurrent", "encoder", "gpt"])
+@pytest.mark.parametrize("name", ["recurrent", "gpt"])
 def test_dropout_acts_in_training_mode_alone(name):
     model, inputs, *_ = family(name)
     model = nnx.clone(model)
