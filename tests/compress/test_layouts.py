@@ -24,7 +24,8 @@ def normal(seed, *shape):
 
 def same(fn, params, small, x, rtol=1e-5):
     """Both models on the same inputs; ``compact`` ran without ``check``."""
-    full, after = fn(params, x), fn(small.params, x)
+    run = jax.jit(fn)
+    full, after = run(params, x), run(small.params, x)
     np.testing.assert_allclose(after, full, rtol=rtol, atol=rtol * np.abs(full).max())
 
 
