@@ -125,6 +125,8 @@ ROWS = (
     Row("path_prox project", _prox(normalize="project"), 40, 1.90, 1.25),
     Row("path_prox freeze_dead", _prox(freeze_dead=True), 40, 1.90, 1.25),
     Row("path_prox p=0.5", _prox(p=0.5), 40, 1.90, 1.25),
+    Row("path_prox_adam", lambda pairs: volax.path_prox_adam(RATE, 1e-4, pairs), 60,
+        1.90, 1.25),
     Row("group_prox", _group(), 40, 1.90, 1.25),
     Row("group_prox all", _group(over="all"), 40, 1.90, 1.25),
     Row("group_prox all p=0.5", _group(over="all", p=0.5), 40, 1.90, 1.25),

@@ -148,13 +148,31 @@ def test_a_study_of_letters(tmp_path, monkeypatch, capsys):
         assert f"{row['loss']:.3f}" in printed
 
 
-def test_a_line_for_every_optimizer_and_mode(capsys):
-    command = ["--optimizers=adamw", "--modes=p=1/2", "--widths=8,6", "--small=3"]
-    optimizers.main([*command, "--epochs=1", "--seeds=1", "--validation=0.8"])
-    lines = capsys.readouterr().out.splitlines()[3:]
-    small, *frozen = [line.split(" | ") for line in lines]
-    assert small[1:5] == ["trained small", "", "0", "3 3"]
-    assert [cells[2] for cells in frozen] == ["yes", "no"]
+def test_a_search_of_strengths_comes_near_to_the_shares():
+    found = optimizers.search(lambda s: (0.5, [1], 1 / (1 + s)), 0.1, 8)
+    left = [run["left"] for run in found]
+    assert len(found) == 8
+    for share in optimizers.SHARES:
+        assert min(abs(np.log(x / share)) for x in left) < 0.4
+    line = [{"left": x, "accuracy": np.log(x)} for x in (1.0, 0.1)]
+    assert optimizers.at_share(line, 0.25) == pytest.approx(np.log(0.25))
+    assert np.isnan(optimizers.at_share(line, 0.05))
+
+
+def test_a_study_of_optimizers_trains_what_is_missing(tmp_path, monkeypatch, capsys):
+    net = optimizers.NETS["digits-128x3"]._replace(widths=(4, 3), epochs=1)
+    monkeypatch.setitem(optimizers.NETS, "tiny", net)
+    monkeypatch.setattr(optimizers, "_SMALL", ())
+    results = tmp_path / "results.jsonl"
+    command = ["--nets=tiny", "--optimizers=adam", "--frozen=yes", "--search=1"]
+    for rules in ("p=1/2", "p=1/2,metric p=1/2"):
+        optimizers.main([*command, "--rules", rules, "--results", str(results)])
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [row["rule"] for row in rows] == ["trained small", "p=1/2", "metric p=1/2"]
+    assert rows[0]["units"] == [4, 3]
+    assert rows[0]["left"] == 1
+    assert all(0 < row["left"] <= 1 and 0 < row["accuracy"] < 1 for row in rows)
+    assert capsys.readouterr().out.count("| adam | metric p=1/2 | yes |") == 1
 
 
 def test_a_study_of_targets_prints_shares_beside_fixed_strengths(monkeypatch, capsys):

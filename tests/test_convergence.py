@@ -124,6 +124,26 @@ def test_path_prox_ends_at_the_path_optimum(normalize):
             assert (expected == 0) == (float(new["v"][0, 0]) == 0)
 
 
+def scalars(y):
+    """Of one unit with scalar weights: some weights, and the loss (a v - y)^2 / 2."""
+    weights = {"a": jnp.array([[0.7]]), "v": jnp.array([[0.4 * np.sign(y)]])}
+    return weights, lambda x: jnp.sum((x["a"] @ x["v"] - y) ** 2) / 2
+
+
+@pytest.mark.parametrize("normalize", ["rescale", "none"])
+@pytest.mark.parametrize("y", [2.0, -1.0])
+def test_path_prox_adam_ends_at_the_path_optimum(normalize, y):
+    """As under SGD: in Adam's metric the loss keeps its weight against the penalty."""
+    tx = volax.path_prox_adam(
+        optax.cosine_decay_schedule(0.02, 3000), 0.5, volax.pair("a", "v"),
+        normalize=normalize, p=1.0,
+    )  # fmt: skip
+    weights, loss = scalars(y)
+    new = minimise(tx, loss, weights, 3000)
+    expected = np.sign(y) * (abs(y) - 0.5)
+    np.testing.assert_allclose(new["a"] @ new["v"], [[expected]], atol=2e-3)
+
+
 @MODES
 @pytest.mark.parametrize("p", [0.5, 0.8])
 def test_path_prox_below_1_ends_at_the_optimum_of_its_power(normalize, p):

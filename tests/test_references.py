@@ -1,5 +1,6 @@
 """Every rule against the papers' updates in float64, 200 steps."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 import volax
 from tests import reference
+from volax.prox._path_shrinkage import path_shrinkage
 
 STEPS = 200
 OPTIMIZERS = {
@@ -180,6 +182,74 @@ def test_path_prox_equals_the_paper(x64, name, layout, normalize):
 
     tx = optax.chain(make(exact_schedule), prox)
     assert_equal_in_float64(tx, rule, shapes, expected())
+
+
+PATH = volax.pair("a", "v")
+
+
+def stepped(strength, second_moments=None, **options):
+    """Weights of four units, with five outgoing weights each, after one step."""
+    rng = np.random.default_rng(0)
+    params = {"a": rng.normal(size=(3, 4)), "v": rng.normal(size=(4, 5))}
+    tx = volax.path_prox(0.1, strength, PATH, **options)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    given = {"second_moments": second_moments} if second_moments else {}
+    updates, _ = tx.update(zeros, tx.init(params), params, **given)
+    return optax.apply_updates(params, updates)
+
+
+@pytest.mark.parametrize("p", [1.0, 0.5])
+@pytest.mark.parametrize("normalize", MODES)
+def test_the_penalty_scales_with_the_outgoing_weights(x64, normalize, p):
+    options = {"normalize": normalize, "p": p}
+    scaled = stepped(0.3, scale_by_size=True, **options)
+    chex.assert_trees_all_close(scaled, stepped(0.3 * 5 ** (1 - p / 2), **options))
+    assert not np.allclose(scaled["v"], stepped(0.3, **options)["v"])
+
+
+@pytest.mark.parametrize("p", [1.0, 0.5])
+@pytest.mark.parametrize("normalize", MODES)
+def test_the_penalty_is_divided_by_the_size_of_the_gradients(x64, normalize, p):
+    options = {"normalize": normalize, "p": p}
+    squares = {"a": jnp.full((3, 4), 9.0), "v": jnp.full((4, 5), 9.0)}
+    expected = stepped(0.1, **options)
+    chex.assert_trees_all_close(stepped(0.3, squares, **options), expected)
+    # One of four units has no gradient yet: a tenth of the root mean square of all.
+    squares["v"] = squares["v"].at[0].set(0)
+    new = stepped(0.3, squares, **options)
+    chex.assert_trees_all_close(new["v"][1:], expected["v"][1:])
+    size = 0.1 * np.sqrt(9 * 3 / 4)
+    if normalize == "project":  # where a's side has no part
+        first = stepped(0.3 / size, **options)["v"][0]
+        np.testing.assert_allclose(new["v"][0], first)
+    assert (np.linalg.norm(new["v"][0]) < np.linalg.norm(expected["v"][0])).all()
+
+
+def test_adam_without_its_metric_is_adam_and_path_prox(x64):
+    rng = np.random.default_rng(0)
+    params = {"a": rng.normal(size=(3, 4)), "v": rng.normal(size=(4, 5))}
+    tx = volax.path_prox_adam(0.1, 2.0, PATH, metric=False, p=1.0, scale_by_size=False)
+    plain = optax.chain(optax.adam(0.1), volax.path_prox(0.1, 2.0, PATH))
+    own, _ = tx.update(params, tx.init(params), params)
+    expected, _ = plain.update(params, plain.init(params), params)
+    chex.assert_trees_all_close(own, expected)
+
+
+@pytest.mark.parametrize("p", [1.0, 0.5])
+def test_both_sides_of_a_unit_may_take_steps_of_their_own(x64, p):
+    t, k, m = np.array([2.0, 0.9, 1e-3]), 0.05, 0.4
+    z = t * np.asarray(path_shrinkage(jnp.asarray(t), k, p, m))
+    assert z[2] == 0
+    z = z[:2]
+    again = (z + k * p * z ** (p - 1)) * (1 + m * p * z**p)
+    np.testing.assert_allclose(again, t[:2], rtol=1e-12)
+
+
+def test_second_moments_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(4, 5\) at 'v'.*got \(4, 1\)"):
+        stepped(0.3, {"a": jnp.ones((3, 4)), "v": jnp.ones((4, 1))})
+    with pytest.raises(ValueError, match=r"shape \(3, 4\) at 'a'.*got None"):
+        stepped(0.3, {"v": jnp.ones((4, 5))})
 
 
 @pytest.mark.parametrize("p", [1, 0.5, 0])

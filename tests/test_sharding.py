@@ -92,12 +92,13 @@ def test_proximal_rules_move_a_float_a_unit_and_side(name, kind, layout):
     # weights before and after the step.
     judged = {"path_prox-all": 5, "group_prox-all": 4, "tune_strength-units": 5}
     judged |= {"path_prox-none": 3}
+    judged |= {"path_prox_adam": 5}  # it knows the gradients of both sides as well
     vectors = judged.get(name, 2)
     reduced = sum(c.numbers for c in sent if c.name == "all-reduce")
     assert reduced <= vectors * UNITS + 2
     for call in sent:
         assert call.numbers <= vectors * UNITS + 2, "no weight matrix moves"
-    apart = ("path_prox-all", "group_prox-all", "proximal-groups")
+    apart = ("path_prox-all", "path_prox_adam", "group_prox-all", "proximal-groups")
     # Units are ranked, or counted, among all, wherever they lie.
     everywhere = "tune" in name or "keep_units" in name
     local = name not in apart and not everywhere

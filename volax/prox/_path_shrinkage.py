@@ -34,7 +34,9 @@ def shrinkage(norms: jax.Array, step: Number, p: Number) -> jax.Array:
     return _factor(lp(norms, step, p), norms, step)
 
 
-def path_shrinkage(norms: jax.Array, step: Number, p: Number) -> jax.Array:
+def path_shrinkage(
+    norms: jax.Array, step: Number, p: Number, incoming: Number | None = None
+) -> jax.Array:
     r"""The factors of path norms t whose optimum is that of ``step * t ** p``.
 
     At ||a|| = 1 a gradient step of length h multiplies ||a|| by (1 + h r) and ||v|| = t
@@ -48,27 +50,31 @@ def path_shrinkage(norms: jax.Array, step: Number, p: Number) -> jax.Array:
     The first factor is the proximal map; for p = 1 the equation is quadratic. With the
     proximal map alone the second factor would be left over: t would grow by h r t in
     each step, against a penalty whose slope falls as 1 / (1 + t^2), and diverge.
+
+    An optimizer may take steps of another length on the incoming weights; ``incoming``
+    is then the k of the second factor.
     """
     k = jnp.asarray(step, norms.dtype)
+    m = k if incoming is None else jnp.asarray(incoming, norms.dtype)
     if isinstance(p, int | float) and p == 1:
         above = jnp.maximum(norms - k, 0)
-        linear = 1 + k * k
-        shrunk = 2 * above / (linear + jnp.sqrt(linear * linear + 4 * k * above))
+        linear = 1 + k * m
+        shrunk = 2 * above / (linear + jnp.sqrt(linear * linear + 4 * m * above))
     else:
-        shrunk = _solved(norms, k, jnp.asarray(p, norms.dtype))
+        shrunk = _solved(norms, k, m, jnp.asarray(p, norms.dtype))
     return _factor(shrunk, norms, k)
 
 
 @functools.partial(jax.jit, inline=True)  # eager calls would compile the loop each time
-def _solved(norms: jax.Array, k: jax.Array, p: jax.Array) -> jax.Array:
-    """The same for any p, by Newton's method on z = lp(t / (1 + k p z^p), k, p).
+def _solved(norms: jax.Array, k: jax.Array, m: jax.Array, p: jax.Array) -> jax.Array:
+    """The same for any p, by Newton's method on z = lp(t / (1 + m p z^p), k, p).
 
     The right side falls as z grows: what is known on which side of z the solution lies
     halves the interval where a step would leave it.
     """
 
     def image(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        inside = norms / (1 + k * p * z**p)
+        inside = norms / (1 + m * p * z**p)
         return inside, lp(inside, k, p)
 
     def closer(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -77,7 +83,7 @@ def _solved(norms: jax.Array, k: jax.Array, p: jax.Array) -> jax.Array:
         low, high = jnp.where(x > z, z, low), jnp.where(x > z, high, z)
         size = jnp.where(x > 0, x, 1)
         slope = jnp.where(x > 0, 1 / (1 - k * p * (1 - p) * size ** (p - 2)), 0)
-        fall = inside * k * p * p * z ** (p - 1) / (1 + k * p * z**p)
+        fall = inside * m * p * p * z ** (p - 1) / (1 + m * p * z**p)
         new = z + (x - z) / (1 + slope * fall)
         within = ((new > low) & (new < high)) | (new == z)
         return low, jnp.where(within, new, (low + high) / 2), high

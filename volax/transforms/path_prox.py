@@ -6,17 +6,18 @@ in the form of the paper (arXiv 2210.03069), with its bias b,
 a <- a / ||a||, b <- b / ||a||, v <- v max(0, 1 - learning_rate * strength / ||v||).
 """
 
+import functools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from volax import masks
+from volax import _paths, masks
 from volax._numerics import wide
-from volax._sharding import alike, pinned
+from volax._sharding import alike, pinned, whole
 from volax.pairs import _layout, records
 from volax.pairs._path_norm import side_norms
 from volax.pairs.records import Group, Member, Written
@@ -39,6 +40,7 @@ def path_prox(
     *,
     normalize: str = "rescale",
     p: Hyperparameter = 1.0,
+    scale_by_size: bool = False,
     regularize_bias: bool = False,
     balance: bool = False,
     freeze_dead: bool = False,
@@ -59,7 +61,11 @@ def path_prox(
     factors of three. Adam divides the gradient by its own size, so there the loss has
     no weight against $\lambda$: what counts is how far the penalty goes alone, which is
     $\lambda \sum \eta$ over the steps (at $\lVert a \rVert = 1$). Where that sum
-    reaches the norms $\lVert v \rVert$ of the units, most of them die.
+    reaches the norms $\lVert v \rVert$ of the units, most of them die, those that the
+    loss needs among them. :func:`volax.path_prox_adam` divides the threshold by what
+    Adam divides the gradient by, and left far better nets in every study
+    (``benchmarks/RESULTS.md``); for another optimizer give its unbiased second moments
+    to ``update``, as ``second_moments``.
 
     *Dead units come back* where a gradient moves their outgoing weights further in one
     step than $\eta \lambda$. With momentum they go on moving for the steps that are
@@ -108,6 +114,11 @@ def path_prox(
       p: in (0, 1]; below one the penalty is
         $\lambda \sum (\lVert a \rVert \lVert v \rVert)^p$, which spares large units and
         removes more of the small ones.
+      scale_by_size: multiplies the penalty of a unit with $n$ outgoing weights by
+        $n^{1 - p/2}$, which makes it one of their root mean square, as in
+        :func:`volax.group_prox`. One strength then suits layers of all widths: without
+        it the last layer of a net, where a unit has as many outgoing weights as there
+        are classes, loses its units first.
       regularize_bias: counts the bias of a unit among its incoming weights.
       balance: first equalises the total path norm of the pairs (to their geometric
         mean) by scaling outgoing weights and, along the network, the ``biases`` and
@@ -119,13 +130,16 @@ def path_prox(
     Returns:
       A transformation for the end of an ``optax.chain``. A unit whose incoming norm is
       zero or not finite is not normalised, one whose outgoing norm is not finite not
-      shrunk.
+      shrunk. ``update`` takes ``second_moments``, a tree of the parameters' structure
+      with the mean squares of their gradients: what shrinks a side of a unit is then
+      divided by the root of their mean over the weights of that side, but by no less
+      than a tenth of what that is in its layer.
 
     Raises:
       ValueError: a hyperparameter out of range, an unknown ``normalize``, no pairs,
         something that is no pair; at ``update`` no ``params``, a pair that does not fit
         the tree or is masked out by half, two pairs that overlap on one side, or under
-        ``"project"`` on any.
+        ``"project"`` on any, ``second_moments`` that do not fit the tree.
 
     Example:
       >>> import jax.numpy as jnp, optax, volax
@@ -163,7 +177,6 @@ def path_prox(
         return PathProxState(jnp.zeros([], jnp.int32))
 
     def update(updates, state, params=None, **extra_args):
-        del extra_args
         _post_step.require_params("path_prox", params)
         groups, _ = _units.present("path_prox", written, params)
         records.check_sides(groups)
@@ -179,13 +192,20 @@ def path_prox(
         before = {path: wide(leaf.before) for path, leaf in weights.items()}
         count = state.count if is_scheduled else None
         rate, force, power = (_hyperparams.at(v, count) for v in numbers.values())
+        squares = _squares(extra_args.get("second_moments"), groups, now)
         balances = balanced(now, groups) if balance else [UNBALANCED] * len(groups)
         steps = []
         for group, scales in zip(groups, balances):
             dtype = now[group.producers[0].path].dtype
             step = _hyperparams.product(rate, force, dtype)
+            if scale_by_size:
+                step = step * _outgoing(group, now) ** (1 - power / 2)
             incoming = group.producers + (group.biases if regularize_bias else ())
-            steps.append(_Step(group, incoming, step, power, scales))
+            size = pull = step
+            if squares is not None:
+                size = step / _gradients(group.consumers, group, squares)
+                pull = step / _gradients(incoming, group, squares)
+            steps.append(_Step(group, incoming, size, pull, power, scales))
         if freeze_dead:  # before any norm is taken: momentum still moves dead units
             now = _frozen(now, before, groups)
         now = _MODES[normalize](now, before, steps)
@@ -200,6 +220,7 @@ def path_prox(
 
 
 _LEAST_P = 0.01
+_LEAST_GRADIENT = 1e-8  # Adam's own; it keeps the threshold finite
 _APART = (
     "path_prox: normalize='project' would normalise what it has shrunk where pairs "
     "share weights; take pairs.disjoint(), or normalize='rescale' or 'none'"
@@ -212,9 +233,15 @@ class _Step(NamedTuple):
 
     group: Group
     incoming: tuple[Member, ...]  # whose norm is that of a
-    size: Factors  # learning rate times strength
+    size: Factors  # learning rate times strength, for v
+    pull: Factors  # the same for a; numbers, or arrays of the group's sizes
     p: Factors
     scales: Scales
+
+    @property
+    def sizes(self) -> tuple[Factors, Factors, Factors]:
+        """What :func:`path_shrinkage` takes beside the path norms."""
+        return self.size, self.p, self.pull
 
     def norm(self, members: tuple[Member, ...], leaves: Leaves) -> jax.Array:
         """The norm of one side of each unit, which several parameters use."""
@@ -266,7 +293,7 @@ def _rescaled(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
         outgoing = outgoing * scales.consumers
         # The incoming weights of a unit that dies below are not normalised: no unit
         # needs them, and as outgoing weights of the pair before they shrink to nothing.
-        lives = path_shrinkage(incoming * outgoing, step.size, step.p) > 0
+        lives = path_shrinkage(incoming * outgoing, *step.sizes) > 0
         taken = pinned(jnp.where(is_usable(incoming) & lives, incoming, 1))
         now = step.scaled(group.producers, now, 1 / taken)
         now = step.scaled(group.biases, now, scales.biases / taken)
@@ -276,7 +303,7 @@ def _rescaled(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
     for step, (incoming, outgoing) in zip(steps, norms):
         if not apart:  # a later pair has taken some of the outgoing norm
             (outgoing,) = alike(step.norm(step.group.consumers, now))
-        factors.append(path_shrinkage(incoming * outgoing, step.size, step.p))
+        factors.append(path_shrinkage(incoming * outgoing, *step.sizes))
     for step, factor in zip(steps, factors):
         now = step.scaled(step.group.consumers, now, factor)
     return now
@@ -298,7 +325,7 @@ def _descended(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
         # The gradient of ||a||^p ||v||^p in a is p ||a||^(p-2) ||v||^p a.
         usable = is_usable(incoming)
         size = jnp.where(usable, incoming, 1)
-        pull = step.size * p * power(outgoing, p) * power(size, p - 2)
+        pull = step.pull * p * power(outgoing, p) * power(size, p - 2)
         pull = jnp.where(usable & jnp.isfinite(pull), jnp.minimum(pull, 1), 0)
         for m in step.incoming:
             part = _layout.scale(m, group.sizes, before[m.path], pinned(pull), others=0)
@@ -316,6 +343,43 @@ def _descended(now: Leaves, before: Leaves, steps: Sequence[_Step]) -> Leaves:
             along = jnp.broadcast_to(step.scales.biases, step.group.sizes)
             now = step.scaled(step.group.biases, now, along)
     return now
+
+
+def _outgoing(group: Group, leaves: Leaves) -> int:
+    """How many outgoing weights a unit has."""
+    shapes = [(m, leaves[m.path].shape) for m in group.consumers]
+    return sum(_layout.weights_of_unit(m, shape) for m, shape in shapes)
+
+
+def _squares(tree: Any, groups: Iterable[Group], leaves: Leaves) -> Leaves | None:
+    """The second moments by key path, if they were given."""
+    if tree is None:
+        return None
+    named, found = _paths.named_leaves(tree, absent=True), {}
+    for path in {m.path: None for g in groups for m in g.members}:
+        shape = leaves[path].shape
+        given = getattr(named.get(path), "shape", None)
+        if given != shape:
+            raise ValueError(
+                f"path_prox: second_moments must hold an array of shape {shape} at "
+                f"{path!r}, as params does, got {given}"
+            )
+        found[path] = wide(named[path]).astype(leaves[path].dtype)
+    return found
+
+
+def _gradients(members: tuple[Member, ...], group: Group, squares: Leaves) -> jax.Array:
+    """Root mean square of the gradients of some weights of each unit, of its sizes.
+
+    A unit that no example of the first steps reaches has no gradient yet, and an
+    infinite threshold would remove it: so none has less than a tenth of its layer's.
+    """
+    leaves = [(m, squares[m.path]) for m in members]
+    parts = [pinned(_layout.sums(m, group.sizes, leaf)) for m, leaf in leaves]
+    count = sum(_layout.weights_of_unit(m, leaf.shape) for m, leaf in leaves)
+    mean = functools.reduce(jnp.add, alike(*parts)) / count
+    size = jnp.sqrt(jnp.maximum(mean, jnp.mean(mean) / 100))
+    return whole(jnp.maximum(size, _LEAST_GRADIENT))
 
 
 _MODES = {"rescale": _rescaled, "project": _projected, "none": _descended}
