@@ -2,7 +2,6 @@
 
 import random
 
-import jax
 import pytest
 
 from tests.pairs import fuzz
@@ -18,8 +17,7 @@ def hold(program):
     """Asserts what is found in a program, by volax's own oracle and by a plain one."""
     params = program.params(data())
     groups = find_groups(program.fn, params, data())
-    with jax.disable_jit():
-        check_groups(groups, program.fn, params, data(), tolerance=program.tolerance)
+    check_groups(groups, program.fn, params, data(), tolerance=program.tolerance)
     assert examine(program) == ""
 
 
