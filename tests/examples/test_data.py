@@ -122,16 +122,25 @@ def test_files_that_do_not_fit_are_an_error(
         load_dataset("mnist", str(tmp_path))
 
 
-@pytest.mark.parametrize("failure", [URLError("no route"), ValueError("md5 checksum")])
+@pytest.mark.parametrize(
+    ("name", "files", "failure"),
+    [
+        ("mnist", "four IDX files", URLError("no route")),
+        ("mnist", "four IDX files", ValueError("md5 checksum")),
+        ("cifar10", "binary batches", URLError("no route")),
+    ],
+    ids=["route", "checksum", "cifar10"],
+)
 def test_without_files_and_connection_one_sentence_says_so(
-    tmp_path, monkeypatch, failure
+    tmp_path, monkeypatch, name, files, failure
 ):
     def fetch(*args, **kwargs):
         raise failure
 
     monkeypatch.setattr(datasets, "fetch_openml", fetch)
     with pytest.raises(UserError, match="cannot be used") as error:
-        load_dataset("mnist", str(tmp_path))
+        load_dataset(name, str(tmp_path))
+    assert f"no {files} in" in str(error.value)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -151,6 +160,21 @@ def test_openml_is_split_as_published(monkeypatch):
     assert data.test_inputs.shape == (10_000, 784)
     assert data.train_inputs.max() == 1
     np.testing.assert_array_equal(data.test_labels, np.arange(10_000) % 10)
+
+
+def test_openml_sends_colours_as_planes(monkeypatch):
+    planes = np.repeat(np.array([10, 20, 30], np.uint8), 1024)
+
+    def fetch(name, **kwargs):
+        labels = np.arange(60_000) % 10
+        return np.broadcast_to(planes, (60_000, 3072)), labels.astype(str)
+
+    monkeypatch.setattr(datasets, "fetch_openml", fetch)
+    loaded = load("cifar10")
+    assert loaded.note == ""
+    assert loaded.dataset.train_inputs.shape == (50_000, 32, 32, 3)
+    assert loaded.dataset.test_inputs.shape == (10_000, 32, 32, 3)
+    np.testing.assert_array_equal(loaded.dataset.test_inputs[0, 3, 4], [10, 20, 30])
 
 
 def test_per_class_keeps_so_many_of_each():
