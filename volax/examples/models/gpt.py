@@ -94,6 +94,6 @@ def sample(
         drawn = jax.random.categorical(
             jax.random.fold_in(key, place), logits / temperature
         )
-        return text.at[place].set(drawn)
+        return text.at[place].set(drawn.astype(text.dtype))
 
     return jax.lax.fori_loop(begun, begun + count, write, text)[: begun + count]
