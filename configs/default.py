@@ -2,8 +2,8 @@
 
 A config takes a regularizer as its argument: `--config=configs/mnist.py:path_prox`, or
 by name `--config=mnist:path_prox`. The strengths and volumes for digits, MNIST and
-Fashion-MNIST were chosen with `--config.validation=0.15`, which holds back a part of the
-training examples; those of the other sets are first guesses and not tuned.
+Fashion-MNIST were chosen with `--config.validation=0.15`, which holds back a part of
+the training examples; those of the other sets are first guesses and not tuned.
 """
 
 import os
