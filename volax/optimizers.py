@@ -289,7 +289,7 @@ def path_prox_adam(
         $\lambda \sum \eta$.
       normalize: see :func:`volax.path_prox`.
       p: see :func:`volax.path_prox`; with one half fewer units are left at the same
-        accuracy than with one, under every optimizer tried (``benchmarks/RESULTS.md``).
+        accuracy than with one in nearly every study (``benchmarks/RESULTS.md``).
       scale_by_size: see :func:`volax.path_prox`.
       regularize_bias: see :func:`volax.path_prox`.
       freeze_dead: see :func:`volax.path_prox`.

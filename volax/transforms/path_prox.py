@@ -63,7 +63,7 @@ def path_prox(
     $\lambda \sum \eta$ over the steps (at $\lVert a \rVert = 1$). Where that sum
     reaches the norms $\lVert v \rVert$ of the units, most of them die, those that the
     loss needs among them. :func:`volax.path_prox_adam` divides the threshold by what
-    Adam divides the gradient by, and left far better nets in every study
+    Adam divides the gradient by, and left far better nets of several layers
     (``benchmarks/RESULTS.md``); for another optimizer give its unbiased second moments
     to ``update``, as ``second_moments``.
 
