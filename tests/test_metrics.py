@@ -85,7 +85,7 @@ def test_a_running_mean_keeps_units_alive_that_nothing_feeds():
     for leaf in (model.inner.kernel, model.norm.bias):
         assert leaf is not None
         leaf[...] = leaf[...].at[..., 0].set(0)
-    model.norm.mean[...] = jnp.ones(4)
+    model.norm.mean[...] = jnp.ones(4, jnp.float32)
     count = jax.jit(lambda tree: volax.metrics(tree, groups))
     assert_as_reported(volax.metrics(model, groups), model, groups)
     found = count(nnx.state(model, nnx.Param))
