@@ -24,7 +24,9 @@ def drawn(seed=0, **shapes):
         for key in above:
             node = node.setdefault(key, {})
         fan_in = max(int(np.prod(shape[:-1])), 1)
-        node[name] = jnp.asarray(rng.normal(size=shape) / np.sqrt(fan_in), jnp.float32)
+        values = rng.normal(size=shape) / np.sqrt(fan_in)
+        # Handed over as it is: `jnp.asarray` compiles a program for each shape.
+        node[name] = jax.device_put(values.astype(np.float32))
     return tree
 
 
@@ -232,4 +234,4 @@ def killed(tree, groups, seed=0, share=0.5):
             inside = _dead.positions(m, gone, leaf.shape)
             new[m.path] = np.where(inside, np.zeros((), leaf.dtype), leaf)
         left[group.name] = group.sizes[-1] - count
-    return replaced(tree, {k: jnp.asarray(v) for k, v in new.items()}), left
+    return replaced(tree, jax.device_put(new)), left

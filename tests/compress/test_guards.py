@@ -13,7 +13,8 @@ import volax
 
 
 def normal(seed, shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+    drawn = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    return jax.device_put(drawn)
 
 
 X = normal(9, (5, 6))

@@ -19,7 +19,7 @@ SIZES = {"g": 3, "u": 5, "w": 4}
 
 def normal(seed, *shape):
     rng = np.random.default_rng(seed)
-    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return jax.device_put(rng.normal(size=shape).astype(np.float32))
 
 
 def same(fn, params, small, x, rtol=1e-5):

@@ -55,7 +55,7 @@ def initial(model, x):
         near = 1.0 if re.search("scale|var", jax.tree_util.keystr(path[-1:])) else 0.0
         size = np.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.1
         values = near + size * rng.standard_normal(leaf.shape, np.float32)
-        return jnp.asarray(values, leaf.dtype)
+        return jax.device_put(np.asarray(values, leaf.dtype))
 
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, KEY, x))
 
