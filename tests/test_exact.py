@@ -47,9 +47,9 @@ def compiled(tx) -> tuple[Any, Any]:
 
 def apply(tx, params, updates, how) -> Tree:
     """One step: eager, with the update jitted, or with update and apply fused."""
-    update, step = (tx.update, None) if how == "eager" else compiled(tx)
     if how == "fused":
-        return step(params, updates)
+        return compiled(tx)[1](params, updates)
+    update = compiled(tx)[0] if how == "jitted" else tx.update
     out, _ = update(updates, tx.init(params), params)
     return optax.apply_updates(params, out)
 
