@@ -1,5 +1,7 @@
 """Every rule against the papers' updates in float64, 200 steps."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -187,7 +189,7 @@ def test_path_prox_equals_the_paper(x64, name, layout, normalize):
 PATH = volax.pair("a", "v")
 
 
-def stepped(strength, second_moments=None, **options):
+def stepped(strength, second_moments=None, **options) -> Any:
     """Weights of four units, with five outgoing weights each, after one step."""
     rng = np.random.default_rng(0)
     params = {"a": rng.normal(size=(3, 4)), "v": rng.normal(size=(4, 5))}

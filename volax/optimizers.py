@@ -329,10 +329,11 @@ def path_prox_adam(
     )
 
     def init(params: optax.Params) -> tuple[optax.OptState, ...]:
-        return *adam.init(params), prox.init(params)
+        first: Any = adam.init(params)  # Optax types every state as any tree of arrays
+        return *first, prox.init(params)
 
     def update(updates, state: Any, params=None, **extra_args):
-        first: Any  # Optax types every state as any tree of arrays
+        first: Any
         steps, first = adam.update(updates, state[:-1], params, **extra_args)
         squares = None
         if metric:
