@@ -113,6 +113,8 @@ def rule(name, found):
     given = {"pairs": found.pairs, "groups": found.groups}
     if case.kwargs.get("normalize") == "project":
         given["pairs"] = found.pairs.disjoint()
+    if "balance" in case.kwargs:  # which needs pairs apart, and biases that scale
+        return case.optimizer(pairs=found.pairs, balance=False)
     return case.optimizer(**{k: v for k, v in given.items() if k in case.kwargs})
 
 

@@ -166,8 +166,7 @@ class Checkpoints:
 
     Each holds where in the data it stands, which is the seed and the number of epochs,
     and sums over its arrays: of a damaged file the library may read other numbers and
-    say nothing. Training goes on while the arrays, of which there is a copy then, are
-    written.
+    say nothing. It is on the disk before the training goes on.
 
     Args:
       folder: where they are.
@@ -181,7 +180,11 @@ class Checkpoints:
         self._others: set[threading.Thread] = set()
         folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, cleanup_tmp_directories=True
+            max_to_keep=2,
+            cleanup_tmp_directories=True,
+            # Its threads read arrays on the CPU where they lie, so an epoch that takes
+            # donated ones over would change what they write.
+            enable_async_checkpointing=False,
         )
         with _uninterrupted():
             self._manager = ocp.CheckpointManager(folder, options=options)
@@ -194,7 +197,7 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, state: Any, rows: list[dict]) -> None:
-        """Begin to store the arrays and the rows of all epochs so far, in one step.
+        """Store the arrays and the rows of all epochs so far, in one step.
 
         The arrays may be donated afterwards.
 
