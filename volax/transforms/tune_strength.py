@@ -281,7 +281,7 @@ def _count_zeros(leaf: jax.Array) -> jax.Array:
     which it writes to memory first, as many bytes as the leaf has. But float32 does not
     count beyond 2^24, so floats count along rows, and integers the rows.
     """
-    rows = wide(leaf).reshape(-1, leaf.shape[-1]) if leaf.ndim else wide(leaf)[None]
+    rows = wide(leaf) if leaf.ndim else wide(leaf)[None]
     used = jnp.sum(jnp.abs(jnp.sign(rows)), axis=-1)
     used = jnp.where(jnp.isnan(used), rows.shape[-1], used)
     return leaf.size - jnp.sum(used.astype(jnp.int32))
