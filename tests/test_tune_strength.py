@@ -144,7 +144,9 @@ def test_measuring_writes_no_array_as_large_as_the_weights(measure):
     )
     step = jax.jit(tx.update).lower(tree, tx.init(tree), tree).compile()
     # A byte a weight would be as many as there are weights in a leaf.
-    assert step.memory_analysis().temp_size_in_bytes < tree["a"].size / 2
+    memory = step.memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < tree["a"].size / 2
 
 
 def test_what_starts_at_zero_trains_before_the_course_leaves_zero():
