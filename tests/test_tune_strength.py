@@ -167,7 +167,9 @@ def chain_params(seed=0, sizes=(5, 24, 16, 12, 3)):
         f"w{k}": jnp.asarray(rng.normal(size=s) / np.sqrt(s[0]), jnp.float32)
         for k, s in enumerate(pairwise(sizes))
     }
-    return tree | {f"b{k}": jnp.zeros(n) for k, n in enumerate(sizes[1:-1])}
+    return tree | {
+        f"b{k}": jnp.zeros(n, jnp.float32) for k, n in enumerate(sizes[1:-1])
+    }
 
 
 @functools.cache
@@ -182,11 +184,10 @@ def share_left(tree, measure):
     if measure == "units":
         counts = [(g["left"], *g["units"]) for g in small.manifest["groups"]]
         return 1 - sum(c[0] for c in counts) / sum(c[1] for c in counts)
-    kinds = {"bytes": 0, "multiply_adds": 1}
-    sizes = [
-        sum(x.size for x in t.values() if x.ndim > kinds[measure])
-        for t in (before, after)
-    ]
+    if measure == "bytes":
+        sizes = [sum(x.nbytes for x in t.values()) for t in (before, after)]
+    else:
+        sizes = [sum(x.size for x in t.values() if x.ndim > 1) for t in (before, after)]
     return 1 - sizes[1] / sizes[0]
 
 
