@@ -63,7 +63,6 @@ def main(process, folder):
         assert checkpoints.restore(params)[1] == []
         for epochs in (1, 2):
             checkpoints.save(params, rows[:epochs])
-        checkpoints.wait()
         found, read = checkpoints.restore(like)
     is_whole(found, like)
     assert read == rows

@@ -175,9 +175,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, seed: int):
         self._folder, self._seed = folder, seed
-        self._begun: int | None = None  # the step that is being written
         self._damaged: list[int] = []
-        self._others: set[threading.Thread] = set()
         folder = folder.absolute()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
@@ -193,7 +191,6 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception) -> None:
-        self.wait()
         self._manager.close()
 
     def save(self, state: Any, rows: list[dict]) -> None:
@@ -202,51 +199,33 @@ class Checkpoints:
         The arrays may be donated afterwards.
 
         Raises:
-          UserError: this or the one before cannot be written; those before are as they
-            were.
+          UserError: it cannot be written; those before are as they were.
         """
-        self.wait()
         about = {"seed": self._seed, "epochs": len(rows), "rows": rows}
         about["sums"] = _sums(state, about)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
         )
-        self._begun, self._others = len(rows), set(threading.enumerate())
-        with self._told():
-            for step in self._damaged:
-                self._manager.delete(step)
-            self._damaged = []
-            self._manager.save(self._begun, args=items)
-
-    def wait(self) -> None:
-        """Wait until what `save` began is on the disk.
-
-        Raises:
-          UserError: it cannot be written.
-        """
-        if self._begun is not None:
-            with self._told():
-                self._manager.wait_until_finished()
-            self._begun = None
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Tell in one sentence what cannot be written, and leave nothing of it."""
+        others = set(threading.enumerate())
         try:
             with _uninterrupted():
-                yield
+                for step in self._damaged:
+                    self._manager.delete(step)
+                self._damaged = []
+                self._manager.save(len(rows), args=items)
         except Exception as error:  # of several classes, where the disk is full
             # The library raises the first error while its threads write on, and they
             # make the folders that they miss. Closed, it ends those that wait for work.
             with suppress(Exception):
                 self._manager.close()
-            for thread in set(threading.enumerate()) - self._others:
-                thread.join(_THREAD_SECONDS)
+            for thread in set(threading.enumerate()) - others:
+                with suppress(AssertionError, RuntimeError):  # not one of Python's
+                    thread.join(_THREAD_SECONDS)
             for partial in self._folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(partial, ignore_errors=True)
-            path, self._begun = self._folder / str(self._begun), None
-            message = f"{path} cannot be written ({_cause(error)})"
-            raise UserError(message) from error
+            raise UserError(
+                f"{self._folder / str(len(rows))} cannot be written ({_cause(error)})"
+            ) from error
 
     def restore(self, state: Any) -> tuple[Any, list[dict]]:
         """Load the last checkpoint that is whole, or give back what was given.
@@ -263,7 +242,6 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints and none can be read.
         """
-        self.wait()
         steps = sorted(self._manager.all_steps(), reverse=True)
         reasons: list[str] = []
         for step in steps:

@@ -272,7 +272,6 @@ def _fit(run: _Run, config: Any, after_save: Callable[[], None]) -> None:
             wanted = min(_CALL_SECONDS, config.checkpoint_seconds)
             fitting = int(wanted * count / (now - began))
             count = _agreed(max(1, min(_AT_ONCE, fitting)))
-    run.checkpoints.wait()
 
 
 def _agreed(number: int) -> int:
