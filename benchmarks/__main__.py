@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from benchmarks import machine, peers
+from benchmarks import peers
 from benchmarks.sections import SECTIONS
+from volax.examples import _machine
 from volax.examples._files import write_json
 
 
@@ -46,7 +47,7 @@ def main() -> None:
 
     if any(section.needs_torch for section in chosen.values()):
         peers.import_torch()  # before anything is measured, in case it is missing
-    print(f"{machine.header()}\nratio within a round: median [quartiles]")
+    print(f"{_machine.header()}\nratio within a round: median [quartiles]")
     figures = []
     for name, section in chosen.items():
         print(f"\n{name}: {section.about}")
@@ -54,7 +55,7 @@ def main() -> None:
             print(line.text, flush=True)
             figures.append({"row": line.row, **line.figures})
         if given.json:
-            write_json(given.json, {"machine": machine.facts(), "rows": figures})
+            write_json(given.json, {"machine": _machine.facts(), "rows": figures})
 
 
 if __name__ == "__main__":

@@ -27,10 +27,11 @@ import optax
 from flax import nnx
 
 import volax
-from benchmarks import machine, transformer
-from volax.examples import loop
+from benchmarks import transformer
+from volax.examples import _machine, loop
 from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.models import MLP
+from volax.examples.reproduce._runs import Runs
 
 BATCH = 128
 _RAMP = 0.4  # of the epochs
@@ -356,36 +357,22 @@ def measure(
     }
 
 
-class Trials:
-    """Runs in a file, those that are missing trained when they are asked for."""
+_SETTINGS = ("net", "method", "setting", "seed", "rate", "validation")
 
-    def __init__(self, path: Path):
-        self.path, self.rows = path, {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                row = json.loads(line)
-                self.rows[_key(row)] = row
 
-    def __call__(
-        self, net: str, method: str, setting: Any, seed: int, rate: float, share: float
-    ) -> dict[str, Any]:
-        written = [*setting] if setting else ""  # as it is read again
-        row = {"net": net, "method": method, "setting": written, "seed": seed}
-        row |= {"rate": rate, "validation": share}
-        if (known := self.rows.get(_key(row))) is not None:
-            return known
+def _run(runs: Runs, **settings: Any) -> dict[str, Any]:
+    """The run with these settings, trained and printed where it is not known."""
+    net, method, setting, seed, rate, share = (settings[name] for name in _SETTINGS)
+
+    def make() -> dict[str, Any]:
         data = _data(NETS[net].dataset, share)
-        row |= measure(net, method, setting, seed, rate, data)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        return measure(net, method, setting, seed, rate, data)
+
+    is_known = settings in runs
+    row = runs(settings, make)
+    if not is_known:
         print(json.dumps(row), flush=True)
-        self.rows[_key(row)] = row
-        return row
-
-
-def _key(row: dict) -> str:
-    names = ("net", "method", "setting", "seed", "rate", "validation")
-    return json.dumps([row[name] for name in names])
+    return row
 
 
 @functools.lru_cache(maxsize=1)
@@ -460,8 +447,9 @@ def main(argv: list[str] | None = None) -> None:
         if unknown := set(names) - known.keys():
             parser.error(f"unknown {kind}s: {', '.join(sorted(unknown))}")
     rates = [float(rate) for rate in given.rates.split(",")]
-    print(machine.header())
-    trials, rows = Trials(given.results), []
+    print(_machine.header())
+    runs, rows = Runs(given.results, _SETTINGS), []
+    trial = functools.partial(_run, runs)
     for net, method in itertools.product(nets, methods):
         targets = [""] if method == "plain" else NETS[net].targets
         for target in targets:
@@ -471,10 +459,21 @@ def main(argv: list[str] | None = None) -> None:
             if len(rates) > 1:
                 is_small = method.startswith("small")
                 tried = target if is_small else targets[len(targets) // 2]
-                held = [trials(net, method, tried, 0, r, given.search) for r in rates]
+                search = {"seed": 0, "validation": given.search}
+                held = [
+                    trial(net=net, method=method, setting=tried, rate=r, **search)
+                    for r in rates
+                ]
                 rate = max(held, key=_value)["rate"]
             for seed in range(given.seeds):
-                row = trials(net, method, target, seed, rate, given.validation)
+                row = trial(
+                    net=net,
+                    method=method,
+                    setting=target,
+                    seed=seed,
+                    rate=rate,
+                    validation=given.validation,
+                )
                 rows.append(row)
     print(table(rows))
 

@@ -26,10 +26,10 @@ import optax
 from flax import nnx
 
 import volax
-from benchmarks import machine
 from benchmarks.frontier import CNN
 from volax import _paths, masks
 from volax._numerics import wide
+from volax.examples import _machine
 from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.models import MLP
 from volax.pairs import _cost, _layout
@@ -334,7 +334,7 @@ def main(argv: list[str] | None = None) -> None:
     rows: list[dict] = []
     if given.results.exists():
         rows = [json.loads(line) for line in given.results.read_text().splitlines()]
-    print(machine.header())
+    print(_machine.header())
 
     def record(key: dict, runs: list[dict]) -> None:
         with given.results.open("a") as file:

@@ -13,9 +13,10 @@ import numpy as np
 import optax
 
 import volax
-from benchmarks import machine, trees
+from benchmarks import trees
 from benchmarks.timing import Arm, Line, measure, ratio
 from benchmarks.update import RATE
+from volax.examples import _machine
 
 STRENGTH = {"decay": 0.1, "path": 1e-3, "volume": 0.05}
 PAIRS = (0, 2, 4)  # the first leaf of each
@@ -65,7 +66,7 @@ def import_torch() -> Any:
         ) from None
     if _is_gpu() and not torch.cuda.is_available():
         raise SystemExit("error: JAX is on a GPU, and this PyTorch cannot use it")
-    torch.set_num_threads(machine.cores())
+    torch.set_num_threads(_machine.cores())
     return torch
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 import volax
-from benchmarks import machine
+from volax.examples import _machine
 from volax.examples._files import write_json
 from volax.examples.data import CLASSES, Dataset, load_dataset
 
@@ -246,13 +246,13 @@ def main(argv: list[str] | None = None) -> None:
     setting = setting._replace(epochs=given.epochs or setting.epochs)
     data = load_dataset(given.data, os.environ.get("VOLAX_DATA_DIR", ""))
     targets = [float(t) for t in given.targets.split(",")]
-    print(machine.header())
+    print(_machine.header())
     rows = []
     for name in names:
         for optimizer in optimizers:
             rows += measure(setting, data, optimizer, name, targets, given.seeds)
             if given.json:
-                write_json(given.json, {"machine": machine.facts(), "rows": rows})
+                write_json(given.json, {"machine": _machine.facts(), "rows": rows})
     print(table(rows))
 
 

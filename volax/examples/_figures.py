@@ -12,6 +12,8 @@ from volax.examples._files import replace_file
 
 Row = Mapping[str, Any]
 
+GREY, BLUE, RED, GREEN = "#9ca3af", "#2563eb", "#c2410c", "#15803d"
+
 # What each regularizer is there to change: the figure, and how it is called.
 _OWN = {
     "path_prox": ("alive", "units alive"),
@@ -111,9 +113,14 @@ def plot_curves(
     own.set_ylim(0, 1.05 * own.get_ylim()[1])
     for axes in (loss, accuracy, own):
         axes.set_xlabel("epoch")
-        axes.grid(color="#e5e7eb")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain_axes(axes)
     accuracy.legend(frameon=False, loc="lower right")
     figure.suptitle(title, fontweight="bold")
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def plain_axes(axes: Any) -> None:
+    """A pale grid behind the curves, and no frame."""
+    axes.grid(color="#e5e7eb")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -6,10 +6,12 @@ and the number of the epoch.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -224,6 +226,47 @@ def fit(
     for number in epochs:
         state, _ = epoch(state, number, data)
     return loop.module(state.params, state.rest), state.opt_state
+
+
+def follow(
+    model: Any,
+    tx: optax.GradientTransformation,
+    data: Dataset,
+    epochs: Iterable[int],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    measure: Callable[[State], dict[str, jax.Array]] | None = None,
+) -> tuple[Any, list[dict[str, np.ndarray]]]:
+    """Train a copy of a model, and evaluate it after every epoch.
+
+    Args:
+      model: the weights to begin with.
+      tx: the optimizer.
+      data: the examples.
+      epochs: their numbers.
+      batch_size: examples in a step.
+      seed: draws their order.
+      measure: further figures of the state after an epoch.
+
+    Returns:
+      The trained model, as it is evaluated, and the figures of each epoch: those of
+      `Loop.epoch` and of `Loop.scores`.
+    """
+    loop = Loop(model, tx, batch_size, seed)
+    data, state = jax.tree.map(jnp.asarray, data), loop.start()
+
+    @partial(jax.jit, donate_argnums=0)
+    def epoch(state, number, data):
+        state, figures = loop.epoch(state, number, data)
+        figures |= loop.scores(state.params, state.rest, data)
+        return state, figures | ({} if measure is None else measure(state))
+
+    rows = []
+    for number in epochs:
+        state, figures = epoch(state, number, data)
+        rows.append(jax.device_get(figures))
+    return loop.module(state.params, state.rest), rows
 
 
 def right(model: Any, data: Dataset) -> int:

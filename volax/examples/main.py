@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from volax.examples._errors import UserError
+from volax.examples._errors import UserError, told
 
 # A wheel holds the configs inside the package, a checkout beside it.
 _PLACES = (Path(__file__).parent / "configs", Path(__file__).parents[2] / "configs")
@@ -30,13 +30,7 @@ def run() -> None:
             _define_flags()
         app.run(_main, flags_parser=_parse)
     except ModuleNotFoundError as error:
-        if str(error.name).startswith("volax"):
-            raise
-        _exit(
-            f"{error.name} is not installed; pip install 'volax-optax[examples]' "
-            "brings what the example needs",
-            code=1,
-        )
+        _exit(told(error), code=1)
 
 
 def _define_flags() -> None:
@@ -86,11 +80,8 @@ def _main(argv: list[str]) -> int:
         train_and_evaluate(flags.FLAGS.config, flags.FLAGS.workdir)
     except KeyboardInterrupt:
         _end("\nStopped; the same command resumes from the last checkpoint.", 130)
-    except UserError as error:
-        _end(f"error: {error}", 1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _end(f"error: {where}{error.strerror or error}", 1)
+    except (UserError, OSError) as error:
+        _end(f"error: {told(error)}", 1)
     return 0
 
 
@@ -211,18 +202,18 @@ def _try_config(path: Path, argument: list[str]) -> None:
     try:
         make = runpy.run_path(str(path)).get("get_config")
     except (Exception, SystemExit) as error:
-        _exit(f"{path} is no config: {_told(error)}")
+        _exit(f"{path} is no config: {_kind_and_text(error)}")
     try:
         config = None if make is None else make(*argument)
     except ValueError as error:
         _exit(f"{path}: {error}")
     except (Exception, SystemExit) as error:
-        _exit(f"{path} is no config: {_told(error)}")
+        _exit(f"{path} is no config: {_kind_and_text(error)}")
     if not isinstance(config, ConfigDict):
         _exit(f"{path} is no config: it has no get_config() that returns a ConfigDict")
 
 
-def _told(error: BaseException) -> str:
+def _kind_and_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ def cores() -> int:
 
 def facts() -> dict[str, Any]:
     """Date, machine and versions; PyTorch's where it was imported."""
+    return {"date": str(datetime.date.today()), **place()}
+
+
+def place() -> dict[str, Any]:
+    """The same without the date."""
     packages = ["jax", "jaxlib", "optax", "flax"]
     packages += ["torch"] if "torch" in sys.modules else []
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {
-        "date": str(datetime.date.today()),
         "cpu": _cpu(),
         "cores": cores(),
         "device": jax.devices()[0].device_kind,
@@ -35,13 +40,14 @@ def facts() -> dict[str, Any]:
 
 
 def header() -> str:
-    """The same in one line."""
-    known = facts()
+    """All of it in one line."""
+    return f"{datetime.date.today()}, {told(place())}"
+
+
+def told(known: Mapping[str, Any]) -> str:
+    """A machine and its versions in one line."""
     versions = ", ".join(f"{k} {v}" for k, v in known["versions"].items())
-    return (
-        f"{known['date']}, {known['cores']} cores of {known['cpu']}, "
-        f"on {known['device']}, {versions}"
-    )
+    return f"{known['cores']} cores of {known['cpu']}, on {known['device']}, {versions}"
 
 
 def _cpu() -> str:
