@@ -108,7 +108,7 @@ def test_inject_hyperparams_changes_nothing(case):
     given = optax.tree.get(injected.init(params()), "hyperparams")
     assert given or not any(isinstance(v, float) for v in case.kwargs.values())
     tx = injected if case.alone else optax.chain(optax.sgd(0.1), injected)
-    actual, _ = train(tx, params(), grads())
+    actual, _ = train(jitted(tx), params(), grads())
     expected = trained(case)
     assert_close(actual, expected)
 

@@ -383,7 +383,7 @@ def test_groups_that_cannot_be_cut_are_left_alone():
         ({"round_to": 2.0}, "round_to must be an integer"),
         ({"floor": True}, "floor must be an integer"),
         ({"score": "taylor", "freeze": False}, "freeze must be True"),
-        ({"score_decay": 1.0}, "score_decay must be below 1"),
+        ({"score_decay": 1.0}, r"score_decay must be .* in \[0, 1\)"),
     ],
 )
 def test_bad_arguments_are_named(options, message):

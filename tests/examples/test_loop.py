@@ -1,5 +1,6 @@
 """The loop beside plain steps, on a small net with batch norm and dropout."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +82,32 @@ def test_dropout_differs_from_step_to_step_and_is_the_same_again(data):
     losses = [float(epoch(loop.start(), n, data)[1]["loss"]) for n in (0, 1, 0)]
     # Nothing moves and every batch is the whole set: what differs is what was dropped.
     assert losses[0] == losses[2] != losses[1]
+
+
+class Convolutional(nnx.Module):
+    def __init__(self, *, rngs):
+        self.hidden = nnx.Conv(1, 3, (2, 2), rngs=rngs)
+        self.out = nnx.Linear(12, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(nnx.relu(self.hidden(x.reshape(-1, 2, 2, 1))).reshape(-1, 12))
+
+
+def test_an_epoch_by_steps_is_the_scanned_one(data):
+    loop = Loop(Convolutional(rngs=nnx.Rngs(0)), optax.adam(0.1), 8, average=0.5)
+    assert loop.by_steps(data)
+    state, figures = loop.compile(data)(loop.start(), 2)
+    scanned, expected = jax.jit(loop.epoch)(loop.start(), 2, data)
+    chex.assert_trees_all_close(state, scanned, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(figures, expected, rtol=1e-6)
+
+
+def test_only_convolutions_on_cpu_go_by_steps(data, monkeypatch):
+    tx = optax.identity()
+    assert not Loop(Net(rngs=nnx.Rngs(0)), tx, 8).by_steps(data)
+    loop = Loop(Convolutional(rngs=nnx.Rngs(0)), tx, 8)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not loop.by_steps(data)
 
 
 def test_evaluation_in_batches_sees_every_example_once(data):

@@ -1,8 +1,8 @@
 """Finds the step and the weights at which a training stopped being finite.
 
-An epoch is compiled as a whole and tells its mean loss alone, so that looking costs
-nothing. Where that is no number, the training runs once more from its last checkpoint,
-with an optimizer that looks at every update.
+An epoch tells its mean loss alone, so that looking costs nothing. Where that is no
+number, the training runs once more from its last checkpoint, with an optimizer that
+looks at every update.
 """
 
 import copy
@@ -76,9 +76,9 @@ def find(loop: Loop, data: Dataset, checkpoints: Checkpoints, epochs: int) -> st
     again = copy.copy(loop)
     again.tx = watched(loop.tx)
     state = state._replace(opt_state=_unseen(state.params, state.opt_state))
-    epoch = jax.jit(again.epoch, donate_argnums=0)
+    epoch = again.compile(data)
     for number in range(len(rows), epochs):
-        state, _ = epoch(state, number, data)
+        state, _ = epoch(state, number)
         if first := int(state.opt_state.first):
             steps = len(data.train_labels) // loop.batch_size
             passed, step = divmod(first - 1, steps)

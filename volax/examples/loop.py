@@ -17,6 +17,7 @@ from flax import nnx
 
 from volax.examples._mesh import Layout
 from volax.examples.data import Dataset
+from volax.pairs._trace.bodies import all_eqns
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]  # of a key and a batch
 
@@ -98,31 +99,78 @@ class Loop:
         Returns:
           The state after, and the mean `loss` and `train_accuracy` of the steps.
         """
+        key, order = self._order(number, data)
+
+        def step(state: State, k: jax.Array):
+            return self._step(state, k, key, order, data)
+
+        state, (loss, hits) = jax.lax.scan(step, state, jnp.arange(len(order)))
+        return self.held(state), {"loss": loss.mean(), "train_accuracy": hits.mean()}
+
+    def by_steps(self, data: Dataset) -> bool:
+        """Whether `compile` makes a program of each step, not of the whole epoch.
+
+        So it is for a model with convolutions on CPU: there XLA runs the gradients of
+        convolutions about ten times slower in the body of a loop
+        (https://github.com/jax-ml/jax/issues/12868).
+        """
+        if jax.default_backend() != "cpu":
+            return False
+        batch = [
+            jax.ShapeDtypeStruct((self.batch_size, *x.shape[1:]), x.dtype)
+            for x in (data.train_inputs, data.train_labels)
+        ]
+        key = jax.eval_shape(jax.random.key, 0)
+        closed = jax.make_jaxpr(self._loss)(self._params, self._rest, key, *batch)
+        kinds = {eqn.primitive for eqn in all_eqns(closed.jaxpr)}
+        return jax.lax.conv_general_dilated_p in kinds
+
+    def compile(
+        self, data: Dataset
+    ) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
+        """`epoch` with these examples, compiled; a call consumes the state."""
+        if not self.by_steps(data):
+            whole = jax.jit(self.epoch, donate_argnums=0)
+            return lambda state, number: whole(state, number, data)
+        draw, step = jax.jit(self._order), jax.jit(self._step, donate_argnums=0)
+
+        def epoch(state: State, number: Any):
+            key, order = draw(number, data)
+            taken = []
+            for k in range(len(order)):
+                state, figures = step(state, k, key, order, data)
+                taken.append(figures)
+            loss, hits = (np.mean(x) for x in zip(*jax.device_get(taken)))
+            return state, {"loss": loss, "train_accuracy": hits}
+
+        return epoch
+
+    def _order(self, number: Any, data: Dataset) -> tuple[jax.Array, jax.Array]:
+        """An epoch's key, and the examples of each step, int32 [steps, batch]."""
         count = len(data.train_labels) // self.batch_size * self.batch_size
         key = jax.random.fold_in(jax.random.key(self.seed), number)
         order = jax.random.permutation(key, len(data.train_labels))[:count]
-        order = order.reshape(-1, self.batch_size)
+        return key, order.reshape(-1, self.batch_size)
 
-        def step(state: State, given: tuple[jax.Array, jax.Array]):
-            number, rows = given
-            inputs, labels = self._split(data.train_inputs, data.train_labels, rows)
-            # The permutation splits the same key, into keys of the first numbers.
-            drawn = jax.random.fold_in(key, 2**30 + number)
-            if self.augment is not None:
-                inputs = self.augment(jax.random.fold_in(drawn, 0), inputs)
-            (loss, (hits, rest)), gradient = jax.value_and_grad(
-                self._loss, has_aux=True
-            )(state.params, state.rest, drawn, inputs, labels)
-            updates, opt_state = self.tx.update(gradient, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            average = state.average
-            if self.average:
-                average = optax.incremental_update(params, average, 1 - self.average)
-            return self.held(State(params, rest, opt_state, average)), (loss, hits)
-
-        numbers = jnp.arange(len(order))
-        state, (loss, hits) = jax.lax.scan(step, state, (numbers, order))
-        return self.held(state), {"loss": loss.mean(), "train_accuracy": hits.mean()}
+    def _step(
+        self, state: State, k: Any, key: jax.Array, order: jax.Array, data: Dataset
+    ) -> tuple[State, tuple[jax.Array, jax.Array]]:
+        """The state after step `k`, and its mean loss and share of hits, float32 []."""
+        inputs, labels = self._split(data.train_inputs, data.train_labels, order[k])
+        # The permutation splits the same key, into keys of the first numbers.
+        drawn = jax.random.fold_in(key, 2**30 + k)
+        if self.augment is not None:
+            inputs = self.augment(jax.random.fold_in(drawn, 0), inputs)
+        (loss, (hits, rest)), gradient = jax.value_and_grad(self._loss, has_aux=True)(
+            state.params, state.rest, drawn, inputs, labels
+        )
+        updates, opt_state = self.tx.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if self.average:
+            average = optax.incremental_update(params, average, 1 - self.average)
+        state = self.held(State(params, rest, opt_state, average))
+        return state, (loss, hits.mean())
 
     def evaluate(
         self, params: Any, rest: Any, data: Dataset
@@ -222,9 +270,9 @@ def fit(
     """
     loop = Loop(model, tx, batch_size, seed)
     data, state = jax.tree.map(jnp.asarray, data), loop.start(opt_state)
-    epoch = jax.jit(loop.epoch, donate_argnums=0)
+    epoch = loop.compile(data)
     for number in epochs:
-        state, _ = epoch(state, number, data)
+        state, _ = epoch(state, number)
     return loop.module(state.params, state.rest), state.opt_state
 
 

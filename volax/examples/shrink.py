@@ -163,10 +163,10 @@ def _quantized(
         params,
     )
     loop = Loop(model, volax.volumized(optax.adam(1e-3), walls, 0.0), _BATCH, seed + 2)
-    epoch, state, history = jax.jit(loop.epoch), loop.start(), []
     data = jax.tree.map(jnp.asarray, data)
+    epoch, state, history = loop.compile(data), loop.start(), []
     for number in range(1, epochs + 1):
-        state, _ = epoch(state, number, data)
+        state, _ = epoch(state, number)
         if number % every == 0 or number == epochs:
             ternary = volax.ternarize(state.params, channel_axis=None)
             before, after = (

@@ -1,8 +1,9 @@
 """Trains a network twice, without and with a regularizer, and compares the two.
 
 The training set lives on the device, and an epoch (shuffling, steps, evaluation) is
-compiled as a whole. Everything random is drawn from the seed and the number of the
-epoch, so a run resumed from a checkpoint ends bit for bit like an uninterrupted one.
+compiled as a whole, or step by step where convolutions run on CPU. Everything random is
+drawn from the seed and the number of the epoch, so a run resumed from a checkpoint ends
+bit for bit like an uninterrupted one.
 """
 
 import csv
@@ -182,7 +183,7 @@ def train_and_evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
 
 def build_epochs(
     loop: Loop, data: Dataset, measure: Callable[[State], dict[str, jax.Array]]
-) -> Callable[[State, int, int], tuple[State, dict[str, jax.Array]]]:
+) -> Callable[[State, int, int], tuple[State, dict[str, Any]]]:
     """Compile epochs: shuffled steps, evaluation and counts of each.
 
     One program serves any number of epochs, so that how they are split into calls does
@@ -198,13 +199,28 @@ def build_epochs(
       many to run, to the state after and the figures of each epoch.
     """
 
-    def epoch(state, number, data):
-        state, figures = loop.epoch(state, number, data)
-        figures |= loop.scores(state.params, state.rest, data)
+    def look(state, data):
+        figures = loop.scores(state.params, state.rest, data)
         if state.average is not None:
             found = loop.scores(state.average, state.rest, data)
             figures["average_accuracy"] = found["test_accuracy"]
-        return state, figures | measure(state)
+        return figures | measure(state)
+
+    if loop.by_steps(data):
+        train, looked = loop.compile(data), jax.jit(look)
+
+        def one_by_one(state, first, count):
+            rows = []
+            for number in range(first, first + count):
+                state, figures = train(state, number)
+                rows.append(figures | jax.device_get(looked(state, data)))
+            return state, {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+        return one_by_one
+
+    def epoch(state, number, data):
+        state, figures = loop.epoch(state, number, data)
+        return state, figures | look(state, data)
 
     @partial(jax.jit, donate_argnums=0)
     def epochs(state, first, count, data):
@@ -227,7 +243,7 @@ class _Run:
     """One training: `state` is what `len(rows)` epochs have left."""
 
     name: str
-    epochs: Callable[[State, int, int], tuple[State, dict[str, jax.Array]]]
+    epochs: Callable[[State, int, int], tuple[State, dict[str, Any]]]
     state: State
     rows: list[dict[str, Any]]
     checkpoints: Checkpoints

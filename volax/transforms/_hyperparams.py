@@ -20,6 +20,7 @@ def check(
     low: float = 0.0,
     high: float = np.inf,
     *,
+    below: bool = False,
     finite: bool = True,
     scalar: bool = True,
 ) -> None:
@@ -31,6 +32,7 @@ def check(
       value: what was given.
       low: smallest value allowed.
       high: largest value allowed.
+      below: whether values must be smaller than `high`.
       finite: whether infinity is refused.
       scalar: whether arrays of one or more dimensions are refused.
 
@@ -40,14 +42,16 @@ def check(
     if isinstance(value, (Callable, Tracer)):
         return
     expected = f"{'a finite number' if finite else 'a number'} "
-    expected += f"in [{low:g}, {high:g}]" if high < np.inf else f">= {low:g}"
+    end = ")" if below else "]"
+    expected += f"in [{low:g}, {high:g}{end}" if high < np.inf else f">= {low:g}"
     try:
         known = np.asarray(value, np.float64)
     except (TypeError, ValueError):
         known = np.asarray(np.nan)
     if isinstance(value, (str, bool)):
         known = np.asarray(np.nan)
-    valid = (known >= low) & (known <= high) & (np.isfinite(known) | (not finite))
+    valid = (known >= low) & (known < high if below else known <= high)
+    valid &= np.isfinite(known) | (not finite)
     if not valid.all() or (scalar and known.ndim):
         raise ValueError(
             f"{name}: {argument} must be {expected}, "

@@ -85,7 +85,7 @@ def keep_units(
     round_to: int = 1,
     floor: int = 1,
     freeze: bool = True,
-    score_decay: float = 0.9,
+    score_decay: Hyperparameter = 0.9,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps a share of the units, those of the largest score; the others are zero.
 
@@ -167,9 +167,7 @@ def keep_units(
       group's mean, which empties layers; the rule of ``"global"`` is ours.
     """
     _hyperparams.check("keep_units", "share", share, high=1.0)
-    _hyperparams.check("keep_units", "score_decay", score_decay)
-    if not score_decay < 1:
-        raise ValueError(f"keep_units: score_decay must be below 1, got {score_decay}")
+    _hyperparams.check("keep_units", "score_decay", score_decay, high=1.0, below=True)
     for argument, value, known in (
         ("scope", scope, ("layer", "global")),
         ("score", score, _SCORES),
@@ -215,9 +213,10 @@ def keep_units(
         scores = list(state.scores)
         if score == "taylor":
             grads = _gradients(extra_args, weights)
+            decay = _hyperparams.at(score_decay, state.count)
             for k, group in found.items():
                 change = _score.taylor(group, leaves, grads)
-                scores[k] = score_decay * scores[k] + (1 - score_decay) * change
+                scores[k] = decay * scores[k] + (1 - decay) * change
 
         def selected(alive: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             # What was removed is zero before the step as well, and these arrays are in

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from volax import _paths, masks
@@ -141,7 +140,7 @@ def tune_strength(
             f"{NAME}: measure must be one of {', '.join(map(repr, MEASURES))}, got "
             f"{measure!r}"
         )
-    _hyperparams.check(NAME, "target", target, 0.0, float(np.nextafter(1, 0)))
+    _hyperparams.check(NAME, "target", target, high=1.0, below=True)
     _hyperparams.check(NAME, "steps", steps, 1.0)
     _hyperparams.check(NAME, "initial", initial)
     _hyperparams.check(NAME, "largest", largest)
