@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from volax.examples.reproduce import __main__ as command
-from volax.examples.reproduce import _study, label_noise
+from volax.examples.reproduce import _study, label_noise, path_convergence
 from volax.examples.reproduce._collect import collect
 from volax.examples.reproduce._runs import Runs
 from volax.examples.reproduce._study import Aim, Method, Result, Trials
@@ -171,6 +171,18 @@ def test_a_mistake_is_one_sentence(
 
 STUDIES = {
     "label-noise": (label_noise, label_noise.Size((0.5,), 16, 2, 0, 1)),
+    "path-convergence": (
+        path_convergence,
+        path_convergence.Size(
+            (path_convergence.Recipe("MNIST subset", 0, 14),),
+            hidden=8,
+            strength=0.1,
+            batch=200,
+            points=2,
+            rates=(0.1,),
+            methods=("decay", "balance"),
+        ),
+    ),
 }
 
 
