@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from volax.examples.reproduce import __main__ as command
-from volax.examples.reproduce import _study, label_noise, path_convergence
+from volax.examples.reproduce import _study, label_noise, p_sweep, path_convergence
 from volax.examples.reproduce._collect import collect
 from volax.examples.reproduce._runs import Runs
 from volax.examples.reproduce._study import Aim, Method, Result, Trials
@@ -181,6 +181,14 @@ STUDIES = {
             points=2,
             rates=(0.1,),
             methods=("decay", "balance"),
+        ),
+    ),
+    "p-sweep": (
+        p_sweep,
+        p_sweep.Size(
+            (p_sweep.Net("mlp", {"hidden": [8]}, "mnist", 0, 2, 200, 0.01),),
+            powers=(0.5,),
+            settings=1,
         ),
     ),
 }

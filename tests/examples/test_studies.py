@@ -2,12 +2,16 @@
 
 import math
 
+import jax
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import volax
-from volax.examples.reproduce import path_convergence
-from volax.examples.reproduce._study import Chosen
+from volax.examples.models import GPT
+from volax.examples.reproduce import p_sweep, path_convergence
+from volax.examples.reproduce._study import Chosen, Task
 
 
 @pytest.mark.parametrize("is_deep", [False, True], ids=["linear-between", "relu"])
@@ -46,3 +50,77 @@ def test_the_path_study_judges_by_its_curves(objective, active, expected, reache
     assert [aim.holds for aim in aims] == expected
     assert path_convergence._arrived(found["balance"], decay) == reached
     assert math.isnan(found["balance"].mean("objective")) == (objective[-1] is None)
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    return GPT(6, 5, 6, width=4, layers=1, heads=2, rngs=nnx.Rngs(0))
+
+
+def test_pruning_takes_the_smallest_of_all_matrices(gpt):
+    pruned = p_sweep._changed(gpt, lambda weights: p_sweep._pruned(0.75, weights))
+    assert p_sweep._zeros(gpt) == 0
+    assert p_sweep._zeros(pruned) == pytest.approx(0.75, abs=0.01)
+    kept, lost = [], []
+    states = [nnx.to_pure_dict(nnx.state(net, nnx.Param)) for net in (gpt, pruned)]
+    leaves = [jax.tree.leaves_with_path(jax.device_get(state)) for state in states]
+    for (path, before), (_, after) in zip(*leaves):
+        if path[-1].key in ("kernel", "embedding"):
+            kept.append(np.abs(before)[after != 0])
+            lost.append(np.abs(before)[after == 0])
+        else:
+            np.testing.assert_array_equal(before, after)
+    assert np.concatenate(lost).max() < np.concatenate(kept).min()
+
+
+def test_the_decay_of_the_study_reaches_every_matrix_of_a_gpt(gpt):
+    # Biases of the heads are matrices of zeros, which a sticky decay would refuse.
+    setting = {"p": 0.5, "strength": 1e9, "learning_rate": 1e-3}
+    task = Task({}, "p = 0.5", setting, 0, "validation")
+    tx = p_sweep._optimizer(task, optax.constant_schedule(1e-3))
+    params = nnx.to_pure_dict(nnx.state(gpt, nnx.Param))
+    ones = jax.tree.map(np.ones_like, params)
+    updates, _ = jax.jit(tx.update)(ones, tx.init(params), params)
+    for path, before in jax.tree.leaves_with_path(jax.device_get(params)):
+        update = updates
+        for key in path:
+            update = update[key.key]
+        is_decayed = np.abs(before + update).max() < 1e-4
+        assert is_decayed == (path[-1].key in ("kernel", "embedding"))
+
+
+def swept(method, setting, quality, zeros):
+    case = {"model": "mlp", "dataset": "mnist"}
+    row = {"quality": quality, "accuracy": quality, "zeros": zeros}
+    return Chosen(case, method, setting, [], [row])
+
+
+@pytest.mark.parametrize(
+    ("decays", "magnitude", "expected"),
+    [
+        ({0.5: (0.98, 0.98), 1.5: (0.985, 0.5)}, (0.98, 0.9), [True] * 4),
+        (
+            {0.5: (0.97, 0.99), 1.5: (0.98, 0.5)},
+            (0.98, 0.4),
+            [False, True, True, False],
+        ),
+        ({0.5: (0.97, 0.99), 1.5: (0.97, 0.5)}, (0.97, 0.9), [False] * 4),
+        ({0.5: (0.99, 0.98), 2.0: (0.98, 0)}, (0.98, 0.99), [True, False, False, True]),
+    ],
+    ids=["as-claimed", "only-above-1", "none-as-good", "magnitude-has-more"],
+)
+def test_the_sweep_judges_zeros_by_runs_as_good_as_adam(decays, magnitude, expected):
+    found = [swept(f"p = {p:g}", {"p": p}, *row) for p, row in decays.items()]
+    found.append(swept(p_sweep._L1, {}, 0.98, 0.1))
+    found.append(swept(p_sweep._MAGNITUDE, {}, *magnitude))
+    curves = p_sweep.Curves(swept("Adam", {}, 0.983, 0.0), found, found)
+    assert [aim.holds for aim in p_sweep._aims(curves)] == expected
+
+
+def test_the_sweep_takes_the_sparsest_of_those_as_good_as_adam():
+    rows = [(0.5, 0.99), (None, 1.0), (0.9, 0.8), (0.91, 0.2)]
+    values = [
+        p_sweep._sparsity(0.9, {"quality": quality, "zeros": zeros})
+        for quality, zeros in rows
+    ]
+    assert values == [pytest.approx(-0.4), None, 1.8, 1.2]

@@ -324,3 +324,13 @@ def right(model: Any, data: Dataset) -> int:
     data = jax.tree.map(jnp.asarray, data)
     _, hits = jax.jit(loop.evaluate)(state.params, state.rest, data)
     return int(hits.sum())
+
+
+def scores(model: Any, data: Dataset) -> dict[str, float]:
+    """The figures of `Loop.scores` of a trained model."""
+    loop = Loop(model, optax.identity(), 1)
+    state = loop.start()
+    found = jax.jit(loop.scores)(
+        state.params, state.rest, jax.tree.map(jnp.asarray, data)
+    )
+    return {name: float(value) for name, value in found.items()}

@@ -23,7 +23,8 @@ _IMAGES: dict[str, Callable[[str], Loaded]] = {
     "fashion_mnist": images.fashion_mnist,
     "cifar10": images.cifar10,
 }
-NAMES = (*_IMAGES, "shakespeare", "rt_polarity")
+IMAGES = tuple(_IMAGES)
+NAMES = (*IMAGES, "shakespeare", "rt_polarity")
 
 
 def load(

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from volax.examples._errors import UserError, told
 
-_STUDIES = ("label-noise", "path-convergence")
+_STUDIES = ("label-noise", "path-convergence", "p-sweep")
 _ALL, _COLLECT = "all", "collect"
 _INTERRUPTED = 130
 

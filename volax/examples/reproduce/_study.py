@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from volax.examples import _machine
 from volax.examples._files import replace_file, write_json
-from volax.examples.data import Loaded, load
+from volax.examples.data import IMAGES, Loaded, load
 from volax.examples.reproduce._runs import Row, Runs, plain
 
 VALIDATION = 1 / 6  # of the training examples
@@ -51,7 +51,7 @@ class Chosen(NamedTuple):
     case: Setting
     method: str
     setting: Setting
-    tried: list[Row]  # all settings, each with its `value` on the validation examples
+    tried: list[Row]  # all settings, with `value` and `figures` on validation examples
     runs: list[Row]  # the figures on the test examples, one row a seed
 
     def values(self, figure: str) -> list[float]:
@@ -120,7 +120,8 @@ class Trials:
         quick: bool = False,
     ):
         self.seeds, self.data_dir, self.quick = seeds, data_dir, quick
-        self.seconds, self.machines = 0.0, {}
+        self.machines: dict[str, Row] = {}
+        self._seconds: dict[str, float] = {}
         self._version = version
         self._runs = Runs(path, _NAMES)
         self._known: tuple[Any, Loaded] | None = None
@@ -133,9 +134,14 @@ class Trials:
     def __exit__(self, *exception) -> None:
         self._bar.close()
 
+    @property
+    def seconds(self) -> float:
+        """Of training, of all runs that were asked for, each counted once."""
+        return sum(self._seconds.values())
+
     def source(self, dataset: str, per_class: int) -> dict[str, Any]:
-        """What a case says of its images; 0 of each class are all."""
-        if self.quick and not self.data_dir:
+        """What a case says of its data; 0 images of each class are all."""
+        if self.quick and not self.data_dir and dataset in IMAGES:
             dataset, per_class = "digits", 0
         return {"dataset": dataset, "per_class": per_class}
 
@@ -167,13 +173,12 @@ class Trials:
         settings = {"version": self._version, **task._asdict()}
         is_known = settings in self._runs
         row = self._runs(settings, lambda: _timed(task, train))
-        self.seconds += row["seconds"]
+        self._seconds[json.dumps(plain(settings))] = row["seconds"]
         self.machines.setdefault(json.dumps(row["machine"]), row["machine"])
         self._bar.update()
         figures = {k: v for k, v in row.items() if k not in (*settings, "machine")}
         if self._bar.disable and not is_known:
-            numbers = {k: v for k, v in figures.items() if not isinstance(v, list)}
-            print(json.dumps({**task._asdict(), **numbers}), flush=True)
+            print(json.dumps({**task._asdict(), **_scalars(figures)}), flush=True)
         return figures
 
     def search(
@@ -181,7 +186,7 @@ class Trials:
         cases: Sequence[Setting],
         methods: Sequence[Method],
         train: Train,
-        by: str,
+        by: str | Callable[[Row], float | None],
     ) -> list[Chosen]:
         """Find the best setting of each method in each case, and test it.
 
@@ -193,7 +198,8 @@ class Trials:
           cases: what is compared anew.
           methods: with grids of one size, so that none is searched for longer.
           train: makes a run.
-          by: the figure of which more is better.
+          by: the figure of which more is better, or a function that makes it of a
+            run's figures.
 
         Returns:
           The choices, the methods of the first case first.
@@ -207,11 +213,13 @@ class Trials:
             for case, method in itertools.product(cases, methods)
         ]
 
-    def _best(self, case: Setting, method: Method, train: Train, by: str) -> Chosen:
+    def _best(self, case: Setting, method: Method, train: Train, by: Any) -> Chosen:
         tried = []
         for setting in method.grid:
             task = Task(case, method.name, setting, 0, "validation")
-            tried.append({"setting": setting, "value": self.run(task, train)[by]})
+            row = self.run(task, train)
+            value = by(row) if callable(by) else row[by]
+            tried.append({"setting": setting, "value": value, "figures": _scalars(row)})
         best = max(tried, key=lambda row: _worst_if_nan(row["value"]))["setting"]
         runs = [
             self.run(Task(case, method.name, best, seed, "test"), train)
@@ -226,6 +234,11 @@ def _timed(task: Task, train: Train) -> Row:
     figures = plain(train(task))
     seconds = round(time.perf_counter() - began, 2)
     return {**figures, "seconds": seconds, "machine": _machine.place()}
+
+
+def _scalars(figures: Row) -> Row:
+    """The figures without curves."""
+    return {k: v for k, v in figures.items() if not isinstance(v, list | dict)}
 
 
 def _number(value: float | None) -> float:

@@ -77,7 +77,7 @@ FULL = Size(
     (0.3, 0.1, 0.03),
 )
 # A larger strength makes up for fewer steps.
-QUICK = Size((Recipe(_SUBSET, 100, 4000),), 100, 1e-3, 200, 40, (0.3, 0.1))
+QUICK = Size((Recipe(_SUBSET, 100, 2000),), 64, 2e-3, 200, 20, (0.3, 0.1))
 
 
 class _Net(nnx.Module):
