@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from volax.examples.reproduce import __main__ as command
-from volax.examples.reproduce import _study, label_noise, p_sweep, path_convergence
+from volax.examples.reproduce import (
+    _study,
+    few_bit,
+    interpolation,
+    label_noise,
+    p_sweep,
+    path_convergence,
+)
 from volax.examples.reproduce._collect import collect
 from volax.examples.reproduce._runs import Runs
 from volax.examples.reproduce._study import Aim, Method, Result, Trials
@@ -169,8 +176,11 @@ def test_a_mistake_is_one_sentence(
     assert not out
 
 
+TINY = {"mlp": {"hidden": (8,)}}
 STUDIES = {
-    "label-noise": (label_noise, label_noise.Size((0.5,), 16, 2, 0, 1)),
+    "few-bit": (few_bit, few_bit.Size([("mnist", "mlp", 1, 0)], TINY, 1, ["ternary"])),
+    "label-noise": (label_noise, label_noise.Size((0.5,), 16, 1, 0, 1)),
+    "interpolation": (interpolation, interpolation.Size(3, 9, 2, 50, 8, 1, 0, 8)),
     "path-convergence": (
         path_convergence,
         path_convergence.Size(

@@ -6,7 +6,6 @@ and the number of the epoch.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -284,7 +283,7 @@ def follow(
     *,
     batch_size: int,
     seed: int = 0,
-    measure: Callable[[State], dict[str, jax.Array]] | None = None,
+    change: Callable[[State, Any], State] | None = None,
 ) -> tuple[Any, list[dict[str, np.ndarray]]]:
     """Train a copy of a model, and evaluate it after every epoch.
 
@@ -295,7 +294,8 @@ def follow(
       epochs: their numbers.
       batch_size: examples in a step.
       seed: draws their order.
-      measure: further figures of the state after an epoch.
+      change: gives another state after the epoch of a number, a traced integer, from
+        which training goes on.
 
     Returns:
       The trained model, as it is evaluated, and the figures of each epoch: those of
@@ -304,15 +304,14 @@ def follow(
     loop = Loop(model, tx, batch_size, seed)
     data, state = jax.tree.map(jnp.asarray, data), loop.start()
 
-    @partial(jax.jit, donate_argnums=0)
-    def epoch(state, number, data):
-        state, figures = loop.epoch(state, number, data)
-        figures |= loop.scores(state.params, state.rest, data)
-        return state, figures | ({} if measure is None else measure(state))
-
+    epoch, scores = loop.compile(data), jax.jit(loop.scores)
+    after = None if change is None else jax.jit(change, donate_argnums=0)
     rows = []
     for number in epochs:
-        state, figures = epoch(state, number, data)
+        state, figures = epoch(state, number)
+        if after is not None:
+            state = after(state, number)
+        figures |= scores(state.params, state.rest, data)
         rows.append(jax.device_get(figures))
     return loop.module(state.params, state.rest), rows
 

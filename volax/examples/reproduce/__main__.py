@@ -11,7 +11,13 @@ from typing import NoReturn
 
 from volax.examples._errors import UserError, told
 
-_STUDIES = ("label-noise", "path-convergence", "p-sweep")
+_STUDIES = (
+    "label-noise",
+    "interpolation",
+    "few-bit",
+    "p-sweep",
+    "path-convergence",
+)
 _ALL, _COLLECT = "all", "collect"
 _INTERRUPTED = 130
 
