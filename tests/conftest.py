@@ -1,7 +1,9 @@
 """What all tests share: eight simulated devices, and what has been compiled."""
 
+import collections
 import functools
 import gc
+import itertools
 import os
 import tempfile
 
@@ -17,6 +19,9 @@ KEEP_ALL = {
 }
 
 
+# Nobody reads where in the code an operation of a test comes from.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+
 # The older of two code generators takes half the time; XLA has but one after JAX 0.10.
 # A program's parts compile one after another: the other core has tests of its own.
 OLDER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
@@ -29,6 +34,19 @@ def pytest_collection_finish():
     """Leaves what is imported by now out of the garbage collections to come."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)  # before those with the mark are left out
+def pytest_collection_modifyitems(items):
+    """Thins products of lists: what brings no new values of all lists but one is slow."""
+    seen = collections.defaultdict(set)
+    for item in items:
+        if item.get_closest_marker("thinned"):
+            values = [(k, id(value)) for k, value in item.callspec.params.items()]
+            met = {*itertools.combinations(values, len(values) - 1)}
+            if met <= seen[item.originalname]:
+                item.add_marker("slow")
+            seen[item.originalname] |= met
 
 
 def pytest_configure(config):

@@ -200,6 +200,7 @@ def test_units_below_the_threshold_are_exactly_zero(x64, p_dtype, u_dtype, over,
         assert np.all(new["a"][:, left == 0] == 0)
 
 
+@pytest.mark.thinned
 @every_dtype
 @pytest.mark.parametrize("how", ["eager", "jitted", "fused"])
 @pytest.mark.parametrize("freeze", [True, False])
@@ -247,6 +248,7 @@ def test_what_a_proximal_map_removes_is_exactly_zero(x64, p_dtype, u_dtype, how)
     assert (norms < 0.73).any()
 
 
+@pytest.mark.thinned
 @every_dtype
 @pytest.mark.parametrize("how", ["eager", "jitted", "fused"])
 @pytest.mark.parametrize("name", ["volumize", "lp_decay"])

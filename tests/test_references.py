@@ -171,6 +171,7 @@ PAIRS = {
 MODES = ["rescale", "none", "project"]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("layout", PAIRS)
 @pytest.mark.parametrize("normalize", MODES)
@@ -254,6 +255,7 @@ def test_second_moments_that_do_not_fit_are_refused():
         stepped(0.3, {"v": jnp.ones((4, 5))})
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("p", [1, 0.5, 0])
 @pytest.mark.parametrize("over", ["consumers", "all"])
 @pytest.mark.parametrize("layout", PAIRS)

@@ -78,6 +78,7 @@ def test_separable_rules_add_no_collective_and_move_no_weight(kind, layout):
         assert_same_shardings(state, states[name])
 
 
+@pytest.mark.thinned
 @every_kind
 @every_layout
 @pytest.mark.parametrize("name", PROXIMAL)

@@ -435,7 +435,13 @@ def agree(found, expected, others_, leaves):
     assert hash(found) == hash(Groups.from_json(found.to_json()))
 
 
-@pytest.mark.parametrize("name", LINEN)
+# Tracing it takes 7 s; ResNet-18 without its norms and ResNet-50 with them are traced.
+SLOW = {"resnet50_plain": pytest.mark.slow}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW.get(name, ())) for name in LINEN]
+)
 def test_linen(name):
     model, x, expected, rest = LINEN[name]
     if name == "resnet18_train":
