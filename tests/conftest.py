@@ -38,7 +38,7 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(tryfirst=True)  # before those with the mark are left out
 def pytest_collection_modifyitems(items):
-    """Thins products of lists: what brings no new values of all lists but one is slow."""
+    """Thins products of lists: what is new in no values of all but one list is slow."""
     seen = collections.defaultdict(set)
     for item in items:
         if item.get_closest_marker("thinned"):
