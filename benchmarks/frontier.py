@@ -31,11 +31,22 @@ from benchmarks import transformer
 from volax.examples import _machine, loop
 from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.models import MLP
+from volax.examples.reproduce._pruning import (
+    Study,
+    group_rule,
+    keep_units,
+    keep_units_of_all,
+    lp_rule,
+    magnitude,
+    path_rule,
+    plain,
+    shrunk,
+    small,
+    small_held,
+)
 from volax.examples.reproduce._runs import Runs
 
 BATCH = 128
-_RAMP = 0.4  # of the epochs
-_SELECTIONS = 20  # an epoch
 
 
 class CNN(nnx.Module):
@@ -95,41 +106,19 @@ NETS = {
 }
 
 
-class Study:
-    """Training of one network with one seed."""
+class Images(Study):
+    """Training of a network for images."""
 
     def __init__(self, net: Net, data: Dataset, seed: int, rate: float):
-        self.net, self.seed, self.rate = net, seed, rate
+        self.net, self.seed = net, seed
         self.data = jax.device_put(data)
-        self.steps = len(data.train_labels) // BATCH  # of an epoch
         self.pixels = data.train_inputs.shape[1]
-        self.inputs = (jnp.zeros((1, self.pixels)),)
+        steps = len(data.train_labels) // BATCH
+        inputs = (jnp.zeros((1, self.pixels)),)
+        super().__init__(net.epochs, steps, rate, net.widths, inputs)
 
-    def model(self, widths: tuple[int, ...]) -> nnx.Module:
-        return self.net.build(self.pixels, widths, rngs=nnx.Rngs(self.seed))
-
-    def groups(self, model: nnx.Module) -> volax.pairs.Groups:
-        return volax.find_groups(model, *self.inputs)
-
-    def counts(
-        self, groups: volax.pairs.Groups, target: tuple[int, ...]
-    ) -> list[tuple[volax.pairs.Group, int]]:
-        """What is left of each group at a target."""
-        return list(zip(groups, target, strict=True))
-
-    def cost(self, model: Any) -> float:
-        """Multiply-adds of one image, or of one letter."""
-        return sum(self.groups(model).multiply_adds.values())
-
-    def cosine(
-        self, epochs: int, *, constant: int = 0, factor: float = 1
-    ) -> optax.Schedule:
-        """The study's rate in the first steps, then a cosine to 0 after all epochs."""
-        rate = factor * self.rate
-        falling = optax.cosine_decay_schedule(rate, epochs * self.steps - constant)
-        return optax.join_schedules(
-            [optax.constant_schedule(rate), falling], [constant]
-        )
+    def model(self, target: tuple[int, ...]) -> nnx.Module:
+        return self.net.build(self.pixels, target, rngs=nnx.Rngs(self.seed))
 
     def fit(
         self,
@@ -138,7 +127,6 @@ class Study:
         epochs: Iterable[int],
         opt_state: Any = None,
     ) -> tuple[nnx.Module, Any]:
-        """Trains a copy of a model in the epochs of these numbers."""
         return loop.fit(
             model,
             tx,
@@ -158,13 +146,14 @@ class Letters(Study):
     """Training of a character transformer, whose loss takes the place of accuracy."""
 
     def __init__(self, net: Net, data: Any, seed: int, rate: float):
-        self.net, self.seed, self.rate = net, seed, rate
+        self.net, self.seed = net, seed
         self.train, self.test = data
-        self.size, self.steps = transformer.Size(), 100
-        self.inputs = (jnp.asarray(self.test[None, : self.size.length]),)
+        self.size = transformer.Size()
+        inputs = (jnp.asarray(self.test[None, : self.size.length]),)
+        super().__init__(net.epochs, 100, rate, net.widths, inputs)
 
-    def model(self, widths: tuple[int, ...]) -> Any:
-        return self.net.build(self.size.length, widths, seed=self.seed)
+    def model(self, target: tuple[int, ...]) -> Any:
+        return self.net.build(self.size.length, target, seed=self.seed)
 
     def groups(self, model: Any) -> volax.pairs.Groups:
         return volax.find_groups(transformer.forward, model, *self.inputs)
@@ -201,142 +190,18 @@ class Letters(Study):
         return {"loss": found}
 
 
-# A method trains in all `net.epochs` epochs and gives the network that is left.
-
-
-def small(study: Study, target: tuple[int, ...], *, ramp: int = 0) -> nnx.Module:
-    """Trained small from the start, at a constant rate in the first steps."""
-    epochs = study.net.epochs
-    tx = optax.adam(study.cosine(epochs, constant=ramp))
-    return study.fit(study.model(target), tx, range(epochs))[0]
-
-
-def small_held(study: Study, target: tuple[int, ...]) -> nnx.Module:
-    """Trained small with the rates that nets have which lose their units on a ramp."""
-    return small(study, target, ramp=_ramp(study))
-
-
-def _ramp(study: Study) -> int:
-    """The steps until the last unit that is to go is gone."""
-    return round(_RAMP * study.net.epochs * study.steps)
-
-
-def magnitude(study: Study, target: tuple[int, ...]) -> nnx.Module:
-    """Trained large, the units of smallest path norm killed, fine-tuned."""
-    epochs, first = study.net.epochs, math.ceil(0.6 * study.net.epochs)
-    model = study.model(study.net.widths)
-    groups = study.groups(model)
-    tx = optax.adam(study.cosine(first))
-    model, _ = study.fit(model, tx, range(first))
-    for group, count in study.counts(groups, target):
-        model = volax.kill(model, [group], 1 - count / group.sizes[-1])
-    model = volax.compact(model, groups).params
-    tx = optax.adam(study.cosine(epochs - first, factor=0.5))
-    return study.fit(model, tx, range(first, epochs))[0]
-
-
-def _ramped(study: Study, make: Callable[..., Any]) -> nnx.Module:
-    """Adam with the rules that ``make`` gives for the rate, the groups and the steps of
-    the ramp, at a constant rate; then without them what is left, on a cosine to zero.
-    """
-    epochs = study.net.epochs
-    ramp, first = _ramp(study), math.floor(_RAMP * epochs) + 1
-    model = study.model(study.net.widths)
-    groups, rate = study.groups(model), study.cosine(epochs, constant=ramp)
-    adam = optax.adam(rate)
-    tx = optax.chain(adam, *make(rate, groups, ramp))
-    model, (moments, *_) = study.fit(model, tx, range(first))
-    small = volax.compact(model, groups, opt_state=moments)
-    return study.fit(small.params, adam, range(first, epochs), small.opt_state)[0]
-
-
-def keep_units(study: Study, target: tuple[int, ...]) -> nnx.Module:
-    """The units of largest path norm, fewer and fewer."""
-    every = max(study.steps // _SELECTIONS, 1)
-
-    def rules(_, groups, ramp):
-        return [
-            volax.keep_units(
-                volax.cubic_ramp(1.0, count / group.sizes[-1], 0, ramp),
-                [group],
-                every=every,
-            )
-            for group, count in study.counts(groups, target)
-        ]
-
-    return _ramped(study, rules)
-
-
-def keep_units_of_all(study: Study, target: tuple[int, ...]) -> nnx.Module:
-    """The same among the units of all layers, to the multiply-adds of the target."""
-    every = max(study.steps // _SELECTIONS, 1)
-
-    def rules(_, groups, ramp):
-        share = volax.cubic_ramp(1.0, 1 - _removed(study, target), 0, ramp)
-        return [volax.keep_units(share, groups, scope="global", every=every)]
-
-    return _ramped(study, rules)
-
-
-def _removed(study: Study, target: tuple[int, ...]) -> float:
-    """The share of the multiply-adds that the target does without."""
-    sizes = target, study.net.widths
-    few, total = (study.cost(study.model(widths)) for widths in sizes)
-    return 1 - few / total
-
-
-def _shrunk(
-    make: Callable[..., optax.GradientTransformation],
-) -> Callable[[Study, tuple[int, ...]], nnx.Module]:
-    """A regularizer whose strength follows the multiply-adds of the target."""
-
-    def train(study: Study, target: tuple[int, ...]) -> nnx.Module:
-        def rules(rate, groups, ramp):
-            rule = volax.tune_strength(
-                lambda strength: make(rate, strength, groups),
-                _removed(study, target),
-                measure="multiply_adds",
-                groups=groups,
-                steps=ramp,
-            )
-            return [rule]
-
-        return _ramped(study, rules)
-
-    return train
-
-
-def _path(p: float) -> Callable[..., optax.GradientTransformation]:
-    return lambda rate, strength, groups: volax.path_prox(
-        rate, strength, groups.pairs, p=p, freeze_dead=True
-    )
-
-
-def _group(rate: Any, strength: Any, groups: Any) -> optax.GradientTransformation:
-    return volax.group_prox(rate, strength, groups, over="all", p=0.5)
-
-
-def _lp(rate: Any, strength: Any, _: Any) -> optax.GradientTransformation:
-    return volax.lp_decay(rate, strength, 0.5, snap_below=1e-4)
-
-
-def _plain(study: Study, _: Any) -> nnx.Module:
-    """All units, all the time."""
-    return small(study, study.net.widths)
-
-
 # The transformer has no pairs for path_prox: GELU does not scale with its inputs.
 METHODS: dict[str, Callable[[Study, Any], nnx.Module]] = {
     "small": small,
     "small held": small_held,
-    "plain": _plain,
+    "plain": plain,
     "magnitude": magnitude,
     "keep_units": keep_units,
     "keep_units global": keep_units_of_all,
-    "path_prox": _shrunk(_path(1.0)),
-    "path_prox p=1/2": _shrunk(_path(0.5)),
-    "group_prox": _shrunk(_group),
-    "lp_decay": _shrunk(_lp),
+    "path_prox": shrunk(path_rule(1.0)),
+    "path_prox p=1/2": shrunk(path_rule(0.5)),
+    "group_prox": shrunk(group_rule),
+    "lp_decay": shrunk(lp_rule),
 }
 
 
@@ -345,7 +210,7 @@ def measure(
 ) -> dict[str, Any]:
     """One run: what is left, how good it is, and how long it took."""
     net = NETS[name]
-    study = (Letters if net.dataset == "letters" else Study)(net, data, seed, rate)
+    study = (Letters if net.dataset == "letters" else Images)(net, data, seed, rate)
     began = time.perf_counter()
     model = METHODS[method](study, setting)
     seconds = time.perf_counter() - began

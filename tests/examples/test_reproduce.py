@@ -14,6 +14,7 @@ from volax.examples.reproduce import (
     label_noise,
     p_sweep,
     path_convergence,
+    shrink,
 )
 from volax.examples.reproduce._collect import collect
 from volax.examples.reproduce._runs import Runs
@@ -199,6 +200,18 @@ STUDIES = {
             (p_sweep.Net("mlp", {"hidden": [8]}, "mnist", 0, 2, 200, 0.01),),
             powers=(0.5,),
             settings=1,
+        ),
+    ),
+    "shrink": (
+        shrink,
+        shrink.Size(
+            (
+                shrink.Net(
+                    "mlp", "mnist", 0, 3, 200, 0.01, {"hidden": [8]}, [{"hidden": [4]}]
+                ),
+            ),
+            factors=(1,),
+            methods=("trained small", "keep_units"),
         ),
     ),
 }

@@ -10,7 +10,7 @@ from flax import nnx
 
 import volax
 from volax.examples.models import GPT
-from volax.examples.reproduce import p_sweep, path_convergence
+from volax.examples.reproduce import p_sweep, path_convergence, shrink
 from volax.examples.reproduce._study import Chosen, Task
 
 
@@ -124,3 +124,31 @@ def test_the_sweep_takes_the_sparsest_of_those_as_good_as_adam():
         for quality, zeros in rows
     ]
     assert values == [pytest.approx(-0.4), None, 1.8, 1.2]
+
+
+def shrunken(method, target, quality, multiply_adds):
+    case = {"model": "lenet", "dataset": "fashion_mnist", "target": {"widths": target}}
+    row = {"quality": quality, "accuracy": quality, "multiply_adds": multiply_adds}
+    return Chosen(case, method, {}, [], [row])
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ([(0.898, 19), (0.85, 9)], [True, True, True]),
+        ([(0.85, 9), (0.898, 19)], [True, True, True]),
+        ([(0.898, 21), (0.85, 9)], [True, True, False]),
+        ([(0.898, 19), (0.82, 9)], [False, True, True]),
+        ([(0.85, 19), (0.7, 9)], [False, False, False]),
+    ],
+    ids=["as-claimed", "in-any-order", "too-large", "below-small-once", "below"],
+)
+def test_shrinking_is_judged_at_every_target(kept, expected):
+    plain = shrunken("plain", 0, 0.9, 100)
+    rest = [
+        *(shrunken("keep_units", k, *row) for k, row in enumerate(kept)),
+        *(shrunken("trained small", k, 0.83 + 0.01 * (row[1] > 15), row[1])
+          for k, row in enumerate(kept)),
+        *(shrunken("magnitude, fine-tuned", k, 0.8, 10) for k in range(2)),
+    ]  # fmt: skip
+    assert [aim.holds for aim in shrink._aims(plain, rest)] == expected

@@ -9,8 +9,6 @@ the test images.
 
 import argparse
 import functools
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from volax.examples._errors import UserError
 from volax.examples._figures import numbers
 from volax.examples._files import replace_file, write_json
 from volax.examples._settings import positive
+from volax.examples._timing import alternating, runner
 from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.loop import Loop, fit, right
 from volax.examples.models import MLP
@@ -97,7 +96,7 @@ def shrink(
     small = volax.compact(model, groups, opt_state=state, check=(images,))
     print(f"\n{small}\n")
     after = volax.report(small.params, small.groups, inputs=(images[:1],))
-    seconds = _alternating(_runner(model), _runner(small.params), images)
+    seconds = alternating(runner(model), runner(small.params), images)
     sizes = [
         volax.save(workdir / "full.safetensors", model),
         volax.save(workdir / "small.safetensors", small),
@@ -134,8 +133,8 @@ def shrink(
         ],
         "bytes on disk": [volax.save(workdir / "unpacked.safetensors", ternary), size],
         f"ms for {len(images)} images": [
-            1e3 * s for s in _alternating(
-                _runner(ternary), _packed_runner(graph, loaded), images
+            1e3 * s for s in alternating(
+                runner(ternary), _packed_runner(graph, loaded), images
             )
         ],
     }  # fmt: skip
@@ -178,30 +177,11 @@ def _quantized(
     return loop.module(state.params, state.rest), history
 
 
-def _runner(model: nnx.Module) -> Callable[[jax.Array], jax.Array]:
-    graph, params = nnx.split(model)
-    run = jax.jit(lambda params, x: nnx.merge(graph, params)(x))
-    return functools.partial(run, params)
-
-
 def _packed_runner(
     graph: nnx.GraphDef, packed: Any
 ) -> Callable[[jax.Array], jax.Array]:
     run = jax.jit(lambda packed, x: nnx.merge(graph, volax.unpack(packed))(x))
     return functools.partial(run, packed)
-
-
-def _alternating(
-    first: Callable[..., Any], second: Callable[..., Any], x: jax.Array, runs: int = 40
-) -> list[float]:
-    """Median seconds of two functions, run in turns."""
-    times: list[list[float]] = [[], []]
-    for _ in range(runs):
-        for fn, taken in zip((first, second), times):
-            start = time.perf_counter()
-            jax.block_until_ready(fn(x))
-            taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ _STUDIES = (
     "few-bit",
     "p-sweep",
     "path-convergence",
+    "shrink",
 )
 _ALL, _COLLECT = "all", "collect"
 _INTERRUPTED = 130

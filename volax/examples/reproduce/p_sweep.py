@@ -160,7 +160,7 @@ def _methods(size: Size, learning_rate: float) -> list[Method]:
     shares = [{"share": _rounded(1 - share)} for share in left]
     methods = [*decays, Method(_L1, penalties), Method(_MAGNITUDE, shares)]
     rate = {"learning_rate": learning_rate}
-    return [Method(name, [rate | own for own in grid]) for name, grid in methods]
+    return [Method(name, [{**rate, **own} for own in grid]) for name, grid in methods]
 
 
 def _rounded(value: float) -> float:
@@ -228,9 +228,11 @@ def _optimizer(task: Task, rate: optax.Schedule) -> optax.GradientTransformation
         return adam
     if task.method == _L1:
         strength = task.setting["strength"]
-        penalty = optax.stateless_with_tree_map(
-            lambda gradient, weight: gradient + strength * jnp.sign(weight)
-        )
+
+        def penalized(gradient: Any, weight: Any) -> jax.Array:
+            return gradient + strength * jnp.sign(weight)
+
+        penalty = optax.stateless_with_tree_map(penalized)
         return optax.chain(optax.masked(penalty, _MATRICES.tree), adam)
     decay = volax.lp_decay(
         rate,
@@ -242,7 +244,7 @@ def _optimizer(task: Task, rate: optax.Schedule) -> optax.GradientTransformation
     return optax.chain(adam, decay)
 
 
-def _held(update: jax.Array, weight: jax.Array) -> jax.Array:
+def _held(update: Any, weight: Any) -> jax.Array:
     """The update without the weights that are zero."""
     return jnp.where(weight == 0, 0, update)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
@@ -86,7 +87,7 @@ class _Net(nnx.Module):
     A ReLU stands inside each pair; between two pairs only where `is_deep`.
     """
 
-    def __init__(self, images: jax.Array, hidden: int, is_deep: bool, seed: int):
+    def __init__(self, images: np.ndarray, hidden: int, is_deep: bool, seed: int):
         rngs = nnx.Rngs(seed)
         self.mean, self.spread = images.mean().item(), images.std().item()
         self.is_deep = is_deep
