@@ -419,13 +419,12 @@ def _draw(figure: Figure, found: Sequence[Curves]) -> None:
         shades = _shades(len(decays))
         for best in curves.best:
             rows = [row["figures"] for row in best.tried]
-            rows = [row for row in rows if row["quality"] is not None]
-            rows = sorted(rows, key=lambda row: row["zeros"])
+            rows = [row for row in rows if row["quality"] and row["zeros"] < 1]
             style = {"color": "black", "linestyle": ":" if best.method == _L1 else "--"}
             if best.method in decays:
                 style = {"color": next(shades)}
             axes.plot(
-                [100 * row["zeros"] for row in rows],
+                [100 - 100 * row["zeros"] for row in rows],
                 [scale * row["quality"] for row in rows],
                 marker="o",
                 markersize=3,
@@ -439,14 +438,15 @@ def _draw(figure: Figure, found: Sequence[Curves]) -> None:
             low = max(known) - 10 * _LOST[_measure(case)]
             high = max(known) + 3 * _LOST[_measure(case)]
             axes.set_ylim(*sorted((scale * low, scale * high)))
-        axes.set(title=_name(case), xlabel="zeros (%)")
+        axes.set(title=_name(case), xlabel="weights left (%)", xscale="log")
+        axes.invert_xaxis()
         axes.set_ylabel(f"held-out {_measure(case)}{' (%)' if scale > 0 else ''}")
         plain_axes(axes)
     panels[-1].legend(frameon=False, fontsize="small")
 
 
 def _shades(count: int) -> Iterator[Any]:
-    """Colours from blue to red for rising exponents."""
+    """Colours from dark to light for rising exponents."""
     from matplotlib import colormaps
 
-    return iter(colormaps["coolwarm"](np.linspace(0, 1, count)))
+    return iter(colormaps["plasma"](np.linspace(0, 0.85, count)))

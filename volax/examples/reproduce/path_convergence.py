@@ -37,12 +37,20 @@ from volax.examples.reproduce._study import (
 )
 
 VERSION = 1
-_DECAY, _PROJECT, _BALANCE, _RESCALE = "decay", "project", "balance", "rescale"
-_COLORS = {_DECAY: GREY, _PROJECT: RED, _BALANCE: BLUE, _RESCALE: GREEN}
+_DECAY, _PROJECT, _BALANCE = "decay", "project", "balance"
+_RESCALE, _NONE = "rescale", "none"
+_COLORS = {
+    _DECAY: GREY,
+    _PROJECT: RED,
+    _BALANCE: BLUE,
+    _RESCALE: GREEN,
+    _NONE: "black",
+}
 _OPTIONS: dict[str, dict[str, Any]] = {
     _PROJECT: {"normalize": "project"},
     _BALANCE: {"normalize": "project", "balance": True},
     _RESCALE: {"normalize": "rescale"},
+    _NONE: {"normalize": "none"},
 }
 _SUBSET, _WHOLE = "MNIST subset", "MNIST"  # the names of the authors' recipes
 _PUBLISHED = {_SUBSET: 0.3, _WHOLE: 0.1}  # the rates of the authors' scripts
@@ -70,7 +78,7 @@ class Size(NamedTuple):
 
 
 FULL = Size(
-    (Recipe(_SUBSET, 100, 40_000), Recipe(_WHOLE, 0, 30_000)),
+    (Recipe(_SUBSET, 100, 40_000), Recipe(_WHOLE, 0, 20_000)),
     400,
     1e-4,
     200,
@@ -78,7 +86,7 @@ FULL = Size(
     (0.3, 0.1, 0.03),
 )
 # A larger strength makes up for fewer steps.
-QUICK = Size((Recipe(_SUBSET, 100, 2000),), 64, 2e-3, 200, 20, (0.3, 0.1))
+QUICK = Size((Recipe(_SUBSET, 100, 2000),), 64, 2e-3, 200, 20, (0.3, 0.2, 0.1))
 
 
 class _Net(nnx.Module):
@@ -311,33 +319,27 @@ def _text(trials: Trials, size: Size, chosen: Sequence[Chosen]) -> str:
         f"end was trained with {trials.seeds}, ± is the standard deviation over them. "
         f"`{_PROJECT}` is the paper's step, `{_BALANCE}` the same with the pairs' path "
         f"norms made equal before it, `{_RESCALE}` keeps the function when it "
-        "normalizes."
+        f"normalizes, `{_NONE}` does not normalize."
     ]
-    broken = [
-        f"{best.method} at {row['setting']['learning_rate']:g} ({best.case['recipe']})"
-        for best in chosen
-        for row in best.tried
-        if row["value"] is None
-    ]
-    if broken:
-        parts.append(f"Not finite at the end: {', '.join(broken)}.")
     for recipe, found in _by_recipe(chosen).items():
-        rate = _PUBLISHED[recipe]
-        ends = {
-            best.method: row["value"]
-            for best in found.values()
-            for row in best.tried
-            if row["setting"]["learning_rate"] == rate
-        }
-        if ends:
-            cells = ", ".join(
-                f"{name} {'not finite' if end is None else f'{-1000 * end:.2f}'}"
-                for name, end in ends.items()
-            )
-            parts.append(
-                f"At {recipe}'s published rate of {rate:g} the objective ended at "
-                f"{cells} (1/1000, the search's seed)."
-            )
+        for rate in size.rates:
+            ends = {
+                best.method: row["value"]
+                for best in found.values()
+                for row in best.tried
+                if row["setting"]["learning_rate"] == rate
+            }
+            broken = [name for name, end in ends.items() if end is None]
+            if broken or rate == _PUBLISHED[recipe]:
+                published = " (published)" if rate == _PUBLISHED[recipe] else ""
+                cells = ", ".join(
+                    f"{name} {'not finite' if end is None else f'{-1000 * end:.2f}'}"
+                    for name, end in ends.items()
+                )
+                parts.append(
+                    f"{recipe} at rate {rate:g}{published}: the objective of the "
+                    f"search ended at {cells} (1/1000)."
+                )
     return " ".join(parts)
 
 
