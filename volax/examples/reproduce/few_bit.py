@@ -34,7 +34,7 @@ from volax.examples.reproduce._study import (
     told,
 )
 
-VERSION = 1
+VERSION = 2
 _BATCH = 128
 _EVERY = 3  # epochs between two roundings
 _FLOAT, _TERNARY, _BINARY = "float", "ternary", "binary"
@@ -48,18 +48,26 @@ _ADAM, _WALL, _SOMETIMES, _THROUGH = (
 )
 _COLORS = {_ADAM: GREY, _WALL: RED, _SOMETIMES: GREEN, _THROUGH: BLUE}
 
-# The most promising first, which are all that a quick study tries. Without a wall the
-# scale of the rounded weights is that of least squares, for a whole leaf or for each
-# output; a wall is a multiple of the largest initial weight of a leaf, and the scale.
-_SCALES: Sequence[Mapping[str, Any]] = [
-    {"learning_rate": rate, "scales": scales}
-    for rate in (1e-3, 3e-3, 3e-4, 1e-4)
-    for scales in ("outputs", "leaf")
+# The most promising first, which are all that a quick study tries. Rounded weights
+# have the scale of the wall, or that of least squares, for a whole leaf or for each
+# output. A wall is a multiple of the largest initial weight of its leaf.
+_FREE: Sequence[Mapping[str, Any]] = [
+    {"learning_rate": rate, "scale": scale}
+    for rate in (3e-3, 1e-3, 3e-4, 1e-4)
+    for scale in ("output", "leaf")
 ]
-_VOLUMES: Sequence[Mapping[str, Any]] = [
-    {"learning_rate": rate, "volume": volume}
-    for volume in (0.5, 1.0, 0.25, 2.0)
-    for rate in (1e-3, 3e-3)
+_WALLED: Sequence[Mapping[str, Any]] = [
+    {"learning_rate": rate, "volume": volume, "scale": scale}
+    for volume, rate, scale in (
+        (0.5, 3e-3, "wall"),
+        (1.0, 3e-3, "output"),
+        (0.5, 3e-3, "output"),
+        (0.25, 3e-3, "wall"),
+        (1.0, 3e-3, "wall"),
+        (0.5, 1e-3, "wall"),
+        (0.25, 1e-3, "wall"),
+        (2.0, 3e-3, "output"),
+    )
 ]
 
 
@@ -99,13 +107,13 @@ def run(trials: Trials, size: Size) -> Result:
     ]
     train = partial(_train, trials)
     few = slice(size.settings)
-    scales, volumes = _SCALES[few], _VOLUMES[few]
-    free = [Method(_ADAM, scales), Method(_WALL, volumes)]
+    unbound, walled = _FREE[few], _WALLED[few]
+    free = [Method(_ADAM, unbound), Method(_WALL, walled)]
     chosen = {_FLOAT: trials.search(cases, free, train, by=_FLOAT)}
     for bits in size.bits:
         # What is rounded in training is trained for these bits alone.
-        own = [Method(f"{_SOMETIMES}: {bits}", volumes)]
-        own += [Method(f"{_THROUGH}: {bits}", scales)]
+        own = [Method(f"{_SOMETIMES}: {bits}", walled)]
+        own += [Method(f"{_THROUGH}: {bits}", unbound)]
         chosen[bits] = trials.search(cases, [*free, *own], train, by=bits)
     return Result(
         title="one or two bits a weight",
@@ -140,11 +148,12 @@ def _train(trials: Trials, task: Task) -> Row:
     if "volume" in setting:
         walls = _walls(nnx.to_pure_dict(nnx.state(model, nnx.Param)), setting["volume"])
         tx = optax.chain(tx, volax.volumize(walls))
-    axis = -1 if setting.get("scales") == "outputs" else None
-    rules = {
-        name: partial(rule, volume=walls, channel_axis=axis)
-        for name, rule in _ROUND.items()
-    }
+    scale = {
+        "wall": {"volume": walls},
+        "leaf": {},
+        "output": {"channel_axis": -1},
+    }[setting["scale"]]
+    rules = {name: partial(rule, **scale) for name, rule in _ROUND.items()}
     if method == _SOMETIMES:
         change = partial(_rounded, rules[bits])
     if method == _THROUGH:
@@ -259,8 +268,8 @@ def _text(trials: Trials, size: Size) -> str:
         "method tried with one seed on held-out images by the accuracy of the rounded "
         f"network, the best trained with {trials.seeds}; ± is the standard deviation "
         "over the seeds. Adam and volumized are rounded once, when training has ended. "
-        "All kernels are rounded, the first and the last as well: to -V, (0,) V behind "
-        "a wall, else with the scales of least squares."
+        "All kernels are rounded, the first and the last as well, to the scale of the "
+        "wall or to that of least squares, for a whole leaf or for each output."
     )
 
 
@@ -292,4 +301,6 @@ def _draw(
         axes.set_title(_where(case))
         plain_axes(axes)
     panels[0].set_ylabel("test accuracy (%)")
-    panels[0].legend(frameon=False, fontsize=7, loc="lower left")
+    handles, names = panels[0].get_legend_handles_labels()
+    place = "outside lower center"
+    figure.legend(handles, names, frameon=False, fontsize=8, ncols=2, loc=place)

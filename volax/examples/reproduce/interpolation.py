@@ -426,7 +426,8 @@ def _draw(figure: Figure, curves: Mapping[str, Sequence[Chosen]]) -> None:
             axes.plot(places, values, color=color, marker="o", linewidth=2, label=part)
         key = 0 if name.startswith("clipping") else 1
         axes.set_xticks(places, [_tick(point, key) for point in points], fontsize=7)
-        axes.set(title=name, xlabel=("V", "alpha")[key], ylim=(0, None))
+        unit = "V, times the initial maximum" if "images" in name else "V"
+        axes.set(title=name, xlabel=(unit, "alpha")[key], ylim=(0, None))
         plain_axes(axes)
     panels[0].legend(frameon=False)
 
