@@ -275,10 +275,14 @@ def test_noise_does_not_grow_the_outgoing_weights():
 
 
 def test_none_minimises_the_sum_over_the_five_pairs_of_six_layers():
+    """As SGD on the sum itself does: the same value in half of the starts or more.
+
+    Some end in another minimum, from 6 % below to 5 % above that of SGD in 20 starts.
+    """
+    rng = np.random.default_rng(0)
     sizes = [8, *[12] * 5, 4]
-    keys = jax.random.split(jax.random.key(2), 8)
-    params = {
-        f"k{i}": jax.random.normal(keys[i], (a, b)) * (2 / a) ** 0.5
+    starts = {
+        f"k{i}": jnp.asarray(rng.normal(size=(4, a, b)) * (2 / a) ** 0.5)
         for i, (a, b) in enumerate(itertools.pairwise(sizes))
     }
 
@@ -287,9 +291,9 @@ def test_none_minimises_the_sum_over_the_five_pairs_of_six_layers():
             x = jax.nn.relu(x @ w[f"k{i}"])
         return x @ w["k5"]
 
-    x = jax.random.normal(keys[6], (64, 8))
-    y = jnp.argmax(x @ jax.random.normal(keys[7], (8, 4)), 1)
-    pairs = volax.find_pairs(model, params, x[:1])
+    x = jnp.asarray(rng.normal(size=(64, 8)))
+    y = jnp.argmax(x @ rng.normal(size=(8, 4)), 1)
+    pairs = volax.find_pairs(model, jax.tree.map(lambda w: w[0], starts), x[:1])
     assert len(pairs) == 5
 
     def loss(w):
@@ -299,9 +303,16 @@ def test_none_minimises_the_sum_over_the_five_pairs_of_six_layers():
     def objective(w):
         return loss(w) + 1e-3 * sum(jnp.sum(n) for n in volax.path_norm(w, pairs))
 
-    plain = minimise(optax.sgd(0.1), objective, params, 3000)
-    tx = optax.chain(
-        optax.sgd(0.1), volax.path_prox(0.1, 1e-3, pairs, normalize="none")
+    def ends(tx, loss):
+        return jax.vmap(lambda w: objective(minimise(tx, loss, w, 3000)))(starts)
+
+    plain = ends(optax.sgd(0.1), objective)
+    ours = ends(
+        optax.chain(
+            optax.sgd(0.1), volax.path_prox(0.1, 1e-3, pairs, normalize="none")
+        ),
+        loss,
     )
-    ours = minimise(tx, loss, params, 3000)
-    assert objective(ours) < objective(plain) * 1.001 < objective(params) / 2
+    assert jnp.median(ours / plain) < 1.001
+    assert jnp.all(ours < plain * 1.1)
+    assert jnp.all(plain < jax.vmap(objective)(starts) / 2)
