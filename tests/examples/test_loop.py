@@ -14,7 +14,7 @@ from volax.examples import _mesh
 from volax.examples._errors import UserError
 from volax.examples._mesh import LAYOUTS, Layout
 from volax.examples.data import Dataset
-from volax.examples.loop import Loop, fit, right
+from volax.examples.loop import Loop, fit, follow, right
 
 
 class Net(nnx.Module):
@@ -172,6 +172,28 @@ def test_training_goes_on_with_the_state_of_the_optimizer(data):
         *(jax.tree.leaves(nnx.state(m, nnx.Not(nnx.RngState))) for m in (whole, rest))
     ):
         np.testing.assert_array_equal(own, other)
+
+
+def test_what_is_changed_after_an_epoch_is_what_goes_on(data):
+    model = nnx.Linear(data.train_inputs.shape[1], 10, rngs=nnx.Rngs(0))
+
+    def change(state, number):
+        scaled = jax.tree.map(lambda w: w * (number + 2.0), state.params)
+        return state._replace(params=scaled)
+
+    given = {"batch_size": 8, "change": change}
+    trained, rows = follow(model, optax.sgd(0.0), data, range(2), **given)
+    factor = 2 * 3
+    np.testing.assert_allclose(trained.kernel, factor * model.kernel, rtol=1e-6)
+    own = [row["test_loss"] for row in rows]
+    doubled, expected = nnx.clone(model), []
+    for factor in (2, 6):
+        doubled.kernel[...] = factor * model.kernel
+        loss = optax.softmax_cross_entropy_with_integer_labels(
+            doubled(jnp.asarray(data.test_inputs)), jnp.asarray(data.test_labels)
+        )
+        expected.append(loss.mean())
+    np.testing.assert_allclose(own, expected, rtol=1e-5)
 
 
 def test_labels_of_every_character(data):

@@ -3,9 +3,12 @@
 import json
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+import volax
 from volax.examples.reproduce import __main__ as command
 from volax.examples.reproduce import (
     _study,
@@ -18,7 +21,7 @@ from volax.examples.reproduce import (
 )
 from volax.examples.reproduce._collect import collect
 from volax.examples.reproduce._runs import Runs
-from volax.examples.reproduce._study import Aim, Method, Result, Trials
+from volax.examples.reproduce._study import Aim, Chosen, Method, Result, Trials
 
 CASE = {"dataset": "none", "per_class": 0}
 
@@ -240,3 +243,55 @@ def test_a_study_writes_its_files_and_trains_nothing_twice(
     assert (
         capsys.readouterr().out.strip() == (tmp_path / f"{name}.md").read_text().strip()
     )
+
+
+def _chosen(method, noise, last, best):
+    """What a method came to with two seeds."""
+    rows = [{"last": x, "best": best} for x in last]
+    return Chosen({"noise": noise}, method, {}, [], rows)
+
+
+@pytest.mark.parametrize(
+    ("last", "best", "verdicts"),
+    [
+        ([0.965, 0.955], 0.97, [True, True, True]),
+        ([0.95, 0.93], 0.97, [False, True, False]),
+        ([0.92, 0.92], 0.925, [True, False, False]),
+        ([0.96, None], 0.97, [False, False, False]),
+    ],
+    ids=["all-hold", "falls", "below-adamw", "not-finite"],
+)
+def test_what_is_claimed_of_wrong_labels_follows_from_the_figures(last, best, verdicts):
+    chosen = [
+        _chosen("AdamW", 0.5, [0.93, 0.93], 0.96),
+        _chosen("volumized", 0.5, last, best),
+    ]
+    assert [aim.holds for aim in label_noise._aims(chosen)] == verdicts
+
+
+def test_the_error_is_bias_and_variance():
+    rng = np.random.default_rng(0)
+    guesses, answer = rng.normal(size=(7, 5, 3)), rng.normal(size=(5, 3))
+    found = interpolation._split(jnp.asarray(guesses), jnp.asarray(answer))
+    error = np.square(guesses - answer).sum(-1).mean()
+    variance = guesses.var(0).sum(-1).mean()
+    assert float(found["error"]) == pytest.approx(error, rel=1e-5)
+    assert float(found["variance"]) == pytest.approx(variance, rel=1e-5)
+    parts = float(found["bias"] + found["variance"])
+    assert parts == pytest.approx(error, rel=1e-5)
+
+
+def test_straight_through_is_the_rounded_network_with_its_gradient():
+    net = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    x = jnp.asarray([[1.0, -2.0, 0.5]])
+    through = few_bit.StraightThrough(net, volax.ternarize)
+    rounded = nnx.clone(net)
+    rounded.kernel[...] = volax.ternarize({"k": net.kernel[...]})["k"]
+    np.testing.assert_allclose(through(x), rounded(x), rtol=1e-6)
+
+    def gradient(model, kernel):
+        return kernel(nnx.grad(lambda m: (m(x) ** 2).sum())(model))
+
+    own = gradient(through, lambda tree: tree["net"]["kernel"][...])
+    expected = gradient(rounded, lambda tree: tree["kernel"][...])
+    np.testing.assert_allclose(own, expected, rtol=1e-6)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -65,7 +66,7 @@ class Chosen(NamedTuple):
     def spread(self, figure: str) -> float:
         """The standard deviation over the seeds; 0 of one seed alone."""
         values = self.values(figure)
-        return statistics.stdev(values) if len(values) > 1 else 0.0
+        return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
     def cell(self, figure: str, scale: float = 100, digits: int = 2) -> str:
         """Mean and spread for a table, in per cent."""
@@ -220,7 +221,7 @@ class Trials:
             row = self.run(task, train)
             value = by(row) if callable(by) else row[by]
             tried.append({"setting": setting, "value": value, "figures": _scalars(row)})
-        best = max(tried, key=lambda row: _worst_if_nan(row["value"]))["setting"]
+        best = max(tried, key=lambda row: worst_if_nan(row["value"]))["setting"]
         runs = [
             self.run(Task(case, method.name, best, seed, "test"), train)
             for seed in range(self.seeds)
@@ -245,7 +246,8 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _worst_if_nan(value: float | None) -> float:
+def worst_if_nan(value: float | None) -> float:
+    """What a figure is ranked by: one that is not finite is the worst."""
     return -math.inf if value is None or math.isnan(value) else value
 
 

@@ -7,6 +7,7 @@ them with rounded plain ones and with straight-through training, which rounds th
 weights in every forward pass. Biases stay as they are.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -32,6 +33,7 @@ from volax.examples.reproduce._study import (
     Task,
     Trials,
     told,
+    worst_if_nan,
 )
 
 VERSION = 2
@@ -167,6 +169,8 @@ def _train(trials: Trials, task: Task) -> Row:
         seed=task.seed,
         change=change,
     )
+    if not math.isfinite(rows[-1]["test_loss"]):  # no scale can be taken of a NaN
+        return dict.fromkeys(("accuracy", _FLOAT, *_ROUND), math.nan)
     count = len(loaded.dataset.test_labels)
     found: Row = {"accuracy": [row["test_accuracy"] for row in rows]}
     if method == _THROUGH:  # rounds what it computes with
@@ -235,14 +239,14 @@ def _of(chosen: Sequence[Chosen], case: Mapping[str, Any]) -> dict[str, Chosen]:
 def _aims(case: Mapping[str, Any], chosen: Mapping[str, Sequence[Chosen]]) -> list[Aim]:
     """What MNIST is to show, asked of every data set and network."""
     floats = _of(chosen[_FLOAT], case).values()
-    best = max(floats, key=lambda choice: choice.mean(_FLOAT))
+    best = max(floats, key=lambda x: worst_if_nan(x.mean(_FLOAT)))
     aims = []
     for bits, points in ((_TERNARY, 1), (_BINARY, 2)):
         choices = _of(chosen.get(bits, []), case)
         if not choices:
             continue
         walled = [choices[_WALL], choices[_SOMETIMES]]
-        own = max(walled, key=lambda choice: choice.mean(bits))
+        own = max(walled, key=lambda x: worst_if_nan(x.mean(bits)))
         within = best.mean(_FLOAT) - own.mean(bits) <= points / 100
         unit = "point" if points == 1 else "points"
         claim = f"{_where(case)}: {bits}, within {points} {unit} of the best float"
@@ -296,7 +300,8 @@ def _draw(
                     label=method if bits == _TERNARY else None,
                 )
         heights = [bar.get_height() for bar in axes.patches]
-        axes.set_ylim(max(min(heights) - 5, 0), 100)
+        lowest = min(filter(math.isfinite, heights), default=0)
+        axes.set_ylim(max(lowest - 5, 0), 100)
         axes.set_xticks(range(len(chosen)), list(chosen))
         axes.set_title(_where(case))
         plain_axes(axes)
