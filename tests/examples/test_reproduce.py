@@ -12,6 +12,7 @@ import volax
 from volax.examples.reproduce import __main__ as command
 from volax.examples.reproduce import (
     _study,
+    discovery,
     few_bit,
     interpolation,
     label_noise,
@@ -205,6 +206,7 @@ STUDIES = {
             settings=1,
         ),
     ),
+    "discovery": (discovery, discovery.Size(("mlp", "zoo MobileNet"))),
     "shrink": (
         shrink,
         shrink.Size(
@@ -226,6 +228,8 @@ def test_a_study_writes_its_files_and_trains_nothing_twice(
 ):
     module, size = STUDIES[name]
     monkeypatch.setattr(module, "QUICK", size)
+    # The other tests of this process would compile all of theirs again.
+    monkeypatch.setattr("jax.clear_caches", lambda: None)
     monkeypatch.delenv("VOLAX_DATA_DIR", raising=False)
     given = [name, "--quick", "--seeds=1", f"--results={tmp_path}"]
     command.run(given)

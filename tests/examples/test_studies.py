@@ -1,6 +1,8 @@
 """What single studies say of their runs, and the nets that they train."""
 
 import math
+import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ from flax import nnx
 
 import volax
 from volax.examples.models import GPT
-from volax.examples.reproduce import p_sweep, path_convergence, shrink
+from volax.examples.reproduce import discovery, p_sweep, path_convergence, shrink
 from volax.examples.reproduce._study import Chosen, Task
 
 
@@ -152,3 +154,56 @@ def test_shrinking_is_judged_at_every_target(kept, expected):
         *(shrunken("magnitude, fine-tuned", k, 0.8, 10) for k in range(2)),
     ]  # fmt: skip
     assert [aim.holds for aim in shrink._aims(plain, rest)] == expected
+
+
+def test_a_model_of_the_discovery_has_the_published_number_of_weights(monkeypatch):
+    # torchvision's resnet50 has 25,557,032 parameters.
+    monkeypatch.setattr("jax.clear_caches", lambda: None)
+    row = discovery._search("ResNet-50")
+    assert row["weights"] == 25_557_032
+    assert row["refused"] == 1
+    assert row["reasons"][0].startswith("Dense_0/kernel axis 1: the units reach the")
+    assert row["share"] == 1
+
+
+def test_the_graph_of_torch_pruning_is_timed_on_the_same_architecture(monkeypatch):
+    seen = {}
+
+    class Graph:
+        def build_dependency(self, model, example_inputs):
+            seen["model"], seen["image"] = model, example_inputs
+            return self
+
+        def get_all_groups(self):
+            return iter("abc")
+
+    class Model:
+        def eval(self):
+            return "ResNet in evaluation mode"
+
+    modules = {
+        "torch": SimpleNamespace(zeros=lambda *shape: shape),
+        "torch_pruning": SimpleNamespace(DependencyGraph=Graph),
+        "torchvision": SimpleNamespace(models=SimpleNamespace(resnet50=Model)),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    row = discovery._graph("ResNet-50")
+    assert row["groups"] == 3
+    assert row["search_seconds"] >= 0
+    assert seen["model"] == "ResNet in evaluation mode"
+    assert seen["image"] == (1, 3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "expected"),
+    [(1.0, None, [True]), (61.0, 100.0, [False, True]), (2.0, 1.0, [True, False])],
+    ids=["alone", "slow-but-faster", "slower"],
+)
+def test_the_discovery_compares_where_both_were_timed(own, other, expected):
+    def timed(method, seconds):
+        return Chosen({}, method, {}, [], [{"search_seconds": seconds}])
+
+    peer = other and timed("Torch-Pruning", other)
+    search = discovery.Search("ResNet-50", timed("find_groups", own), peer)
+    assert [aim.holds for aim in discovery._aims([search])] == expected

@@ -18,6 +18,7 @@ _STUDIES = (
     "p-sweep",
     "path-convergence",
     "shrink",
+    "discovery",
 )
 _ALL, _COLLECT = "all", "collect"
 _INTERRUPTED = 130

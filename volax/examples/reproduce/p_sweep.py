@@ -34,6 +34,7 @@ from volax.examples.reproduce._study import (
     Task,
     Trials,
     told,
+    worst_if_nan,
 )
 
 VERSION = 1
@@ -344,7 +345,7 @@ def _aims(curves: Curves) -> list[Aim]:
     zeros = 0 if sparsest is None else sparsest.mean("zeros")
     top = max(
         (best for best in curves.best if best.method in decays),
-        key=lambda best: _finite(best.mean("quality")),
+        key=lambda best: worst_if_nan(best.mean("quality")),
     )
     aims = [
         Aim(
@@ -381,10 +382,6 @@ def _decays(curves: Curves) -> dict[str, float]:
     """The exponents by the names of their methods."""
     settings = {best.method: best.setting for best in curves.best}
     return {name: setting["p"] for name, setting in settings.items() if "p" in setting}
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else -math.inf
 
 
 def _text(trials: Trials, size: Size, found: Sequence[Curves]) -> str:

@@ -33,6 +33,7 @@ from volax.examples.reproduce._study import (
     Task,
     Trials,
     told,
+    worst_if_nan,
 )
 
 VERSION = 1
@@ -269,14 +270,10 @@ def _by_target(rest: Sequence[Chosen]) -> list[list[Chosen]]:
     return list(found.values())
 
 
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else -math.inf
-
-
 def _best(choices: Iterable[Chosen], names: Sequence[str]) -> Chosen | None:
     """The choice of the highest quality among those of some methods."""
     known = [best for best in choices if best.method in names]
-    return max(known, key=lambda best: _finite(best.mean("quality")), default=None)
+    return max(known, key=lambda best: worst_if_nan(best.mean("quality")), default=None)
 
 
 def _aims(plain: Chosen, rest: Sequence[Chosen]) -> list[Aim]:
