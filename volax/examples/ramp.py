@@ -1,9 +1,9 @@
 """Smaller while it trains: `python -m volax.examples.ramp --units=26`.
 
 Trains a wide network twice with Adam. The first time all its units stay. The second
-time `keep_units` leaves fewer and fewer on a cubic ramp over the first 7/12 of the
-steps, and every few epochs `compact` removes them from the network and from Adam's
-moments, so that the next epochs cost less.
+time `keep_units` leaves fewer and fewer on a cubic ramp over the first two fifths of
+the steps, in which the learning rate is constant, and every few epochs `compact`
+removes them from the network and from Adam's moments, so that the next epochs cost less.
 """
 
 import argparse
@@ -23,7 +23,8 @@ from volax.examples.data import CLASSES, Dataset, load_dataset
 from volax.examples.loop import fit, right
 from volax.examples.models import MLP
 
-_RATE = 1e-3
+_RATE = 2e-3
+_RAMP = 0.4  # of the steps
 
 
 def ramp(
@@ -53,8 +54,11 @@ def ramp(
     pixels = data.train_inputs.shape[1]
     model = MLP(pixels, (hidden,), CLASSES, rngs=nnx.Rngs(seed))
     steps = len(data.train_labels) // batch
-    falling = volax.cubic_ramp(1.0, units / hidden, 0, max(7 * epochs * steps // 12, 1))
-    adam = optax.adam(optax.cosine_decay_schedule(_RATE, epochs * steps))
+    last = max(round(_RAMP * epochs * steps), 1)
+    falling = volax.cubic_ramp(1.0, units / hidden, 0, last)
+    cosine = optax.cosine_decay_schedule(_RATE, max(epochs * steps - last, 1))
+    constant = optax.constant_schedule(_RATE)
+    adam = optax.adam(optax.join_schedules([constant, cosine], [last]))
     rows: dict[str, list[float]] = {"units": [], "right": [], "seconds": []}
     for share, phase in ((optax.constant_schedule(1.0), epochs), (falling, every)):
         start = time.perf_counter()
