@@ -3,7 +3,8 @@
 Trains a wide network twice with Adam. The first time all its units stay. The second
 time `keep_units` leaves fewer and fewer on a cubic ramp over the first two fifths of
 the steps, in which the learning rate is constant, and every few epochs `compact`
-removes them from the network and from Adam's moments, so that the next epochs cost less.
+removes them from the network and from Adam's moments, so that the next epochs cost
+less.
 """
 
 import argparse
