@@ -195,7 +195,7 @@ STUDIES = {
             batch=200,
             points=2,
             rates=(0.1,),
-            methods=("decay", "balance"),
+            methods=("decay", "project"),
         ),
     ),
     "p-sweep": (

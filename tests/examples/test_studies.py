@@ -4,6 +4,7 @@ import math
 import sys
 from types import SimpleNamespace
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -156,14 +157,33 @@ def test_shrinking_is_judged_at_every_target(kept, expected):
     assert [aim.holds for aim in shrink._aims(plain, rest)] == expected
 
 
-def test_a_model_of_the_discovery_has_the_published_number_of_weights(monkeypatch):
-    # torchvision's resnet50 has 25,557,032 parameters.
+class Normed(nn.Module):
+    """Two convolutions, the norms behind them, and a dense layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        for width in (4, 5):
+            x = nn.Conv(width, (3, 3), use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=True)(x))
+        return nn.Dense(6)(x.mean((1, 2)))
+
+
+def test_the_discovery_counts_weights_and_what_units_shrink(monkeypatch):
     monkeypatch.setattr("jax.clear_caches", lambda: None)
-    row = discovery._search("ResNet-50")
-    assert row["weights"] == 25_557_032
-    assert row["refused"] == 1
+    image = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
+    monkeypatch.setitem(discovery.ARCHITECTURES, "normed", (Normed, image))
+    row = discovery._search("normed")
+    assert row["weights"] == 9 * 3 * 4 + 2 * 4 + 9 * 4 * 5 + 2 * 5 + 5 * 6 + 6
+    assert (row["groups"], row["pairs"], row["refused"]) == (2, 2, 1)
     assert row["reasons"][0].startswith("Dense_0/kernel axis 1: the units reach the")
+    # The first convolution is cut with the norm's scale, which is the producer.
     assert row["share"] == 1
+
+
+def test_an_architecture_has_as_many_weights_as_published():
+    model, shapes, _ = discovery._network("ResNet-50")
+    # torchvision's resnet50 has 25,557,032 parameters.
+    assert sum(x.size for x in discovery._weights(model, shapes)) == 25_557_032
 
 
 def test_the_graph_of_torch_pruning_is_timed_on_the_same_architecture(monkeypatch):

@@ -83,7 +83,7 @@ FULL = Size(
     1e-4,
     200,
     40,
-    (0.3, 0.1, 0.03),
+    (0.3, 0.2, 0.1),
 )
 # A larger strength makes up for fewer steps.
 QUICK = Size((Recipe(_SUBSET, 100, 2000),), 64, 2e-3, 200, 20, (0.3, 0.2, 0.1))
@@ -322,24 +322,27 @@ def _text(trials: Trials, size: Size, chosen: Sequence[Chosen]) -> str:
         f"normalizes, `{_NONE}` does not normalize."
     ]
     for recipe, found in _by_recipe(chosen).items():
+        ends = {
+            name: {row["setting"]["learning_rate"]: row["value"] for row in best.tried}
+            for name, best in found.items()
+        }
         for rate in size.rates:
-            ends = {
-                best.method: row["value"]
-                for best in found.values()
-                for row in best.tried
-                if row["setting"]["learning_rate"] == rate
-            }
-            broken = [name for name, end in ends.items() if end is None]
-            if broken or rate == _PUBLISHED[recipe]:
-                published = " (published)" if rate == _PUBLISHED[recipe] else ""
+            is_published = rate == _PUBLISHED[recipe]
+            now = {name: by_rate[rate] for name, by_rate in ends.items()}
+            if is_published or None in now.values():
                 cells = ", ".join(
                     f"{name} {'not finite' if end is None else f'{-1000 * end:.2f}'}"
-                    for name, end in ends.items()
+                    for name, end in now.items()
                 )
                 parts.append(
-                    f"{recipe} at rate {rate:g}{published}: the objective of the "
-                    f"search ended at {cells} (1/1000)."
+                    f"{recipe} at rate {rate:g}{' (published)' * is_published}: the "
+                    f"objective of the search ended at {cells} (1/1000)."
                 )
+        for name, by_rate in ends.items():
+            finite = [f"{rate:g}" for rate, end in by_rate.items() if end is not None]
+            if len(finite) < len(by_rate):
+                where = f"at {', '.join(finite)}" if finite else "at none of the rates"
+                parts.append(f"There {name} stays finite {where}.")
     return " ".join(parts)
 
 
