@@ -33,7 +33,7 @@ from volax.examples.reproduce._study import (
     told,
 )
 
-VERSION = 2
+VERSION = 3
 _BATCH, _LAST = 128, 5  # examples in a step; epochs at the end that count
 _ADAM, _ADAMW, _VOLUMIZED = "Adam", "AdamW", "volumized"
 _COLORS = {_ADAM: GREY, _ADAMW: BLUE, _VOLUMIZED: RED}
@@ -54,28 +54,38 @@ QUICK = Size((0.5, 0.8), 1024, 20, 300, 3)
 
 # The most promising first, which are all that a quick study tries. A volume is given as
 # a multiple of the largest initial weight of its layer. Tight walls around the output
-# bound the logits: where the loss cannot come near zero, all examples pull with nearly
-# the same force, wrong ones too, and the majority of the right ones decides. The wall
-# around the hidden layer may be wide then.
+# bound the logits, so that wrong labels cannot be fitted whatever the hidden layer
+# does, whose walls may be wide then. A small learning rate resists wrong labels by
+# itself, as stopping early does, so every method may take one.
 _GRIDS: dict[str, Sequence[Mapping[str, Any]]] = {
     _ADAM: [
         {"learning_rate": rate}
         for rate in (1e-3, 1e-4, 3e-5, 3e-4, 1e-5, 3e-3, 3e-6, 1e-2)
     ],
     _ADAMW: [
-        {"weight_decay": decay} for decay in (0.3, 1.0, 0.5, 0.1, 2.0, 0.2, 0.03, 4.0)
+        {"learning_rate": rate, "weight_decay": decay}
+        for rate, decay in (
+            (1e-3, 0.3),
+            (3e-4, 1.0),
+            (1e-3, 1.0),
+            (3e-4, 3.0),
+            (1e-3, 0.1),
+            (3e-4, 0.3),
+            (1e-3, 3.0),
+            (3e-4, 10.0),
+        )
     ],
     _VOLUMIZED: [
-        {"hidden": hidden, "out": out}
-        for hidden, out in (
-            (2.0, 0.25),
-            (2.0, 0.125),
-            (2.0, 0.5),
-            (1.0, 1.0),
-            (1.0, 0.5),
-            (1.0, 0.25),
-            (4.0, 0.25),
-            (2.0, 1.0),
+        {"learning_rate": rate, "hidden": hidden, "out": out}
+        for rate, hidden, out in (
+            (1e-3, 2.0, 0.25),
+            (3e-4, 2.0, 0.25),
+            (1e-3, 2.0, 0.125),
+            (3e-4, 2.0, 0.5),
+            (1e-3, 2.0, 0.5),
+            (3e-4, 2.0, 0.125),
+            (1e-3, 1.0, 1.0),
+            (3e-4, 1.0, 1.0),
         )
     ],
 }
@@ -135,7 +145,7 @@ def _train(trials: Trials, task: Task) -> Row:
 def _optimizer(
     method: str,
     *,
-    learning_rate: float = 1e-3,
+    learning_rate: float,
     weight_decay: float = 0.0,
     hidden: float = math.inf,
     out: float = math.inf,
