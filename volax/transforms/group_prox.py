@@ -77,7 +77,7 @@ def group_prox(
     schedule takes the strength to zero for the last part of the training, in which the
     units that stay recover from the shrinkage. With ``over="consumers"`` producers grow
     against the penalty: nothing dies, or nearly everything. Nothing keeps a layer from
-    losing all its units: in a CNN of 8 and 16 channels and 64 units, cut to a seventh
+    losing all its units: in a CNN of 8 and 16 channels and 64 units, cut to a tenth
     of its multiply-adds by :func:`volax.tune_strength`, whole layers died; there
     :func:`volax.keep_units` was better.
 
