@@ -9,6 +9,7 @@ import tempfile
 
 import jax
 import pytest
+from jax._src.interpreters import mlir  # there is no public way to it
 
 jax.config.update("jax_num_cpu_devices", 8)  # tests/test_sharding.py makes meshes
 
@@ -21,6 +22,11 @@ KEEP_ALL = {
 
 # Nobody reads where in the code an operation of a test comes from.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+
+# JAX lowers each program in a new context, into which all dialects are loaded again: a
+# quarter of the time of small programs. One context for all of them does as well.
+if hasattr(mlir, "make_ir_context"):
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 # The older of two code generators takes half the time; XLA has but one after JAX 0.10.
 # A program's parts compile one after another: the other core has tests of its own.
