@@ -128,9 +128,15 @@ class Loop:
         self, data: Dataset
     ) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
         """`epoch` with these examples, compiled; a call consumes the state."""
-        if not self.by_steps(data):
-            whole = jax.jit(self.epoch, donate_argnums=0)
-            return lambda state, number: whole(state, number, data)
+        if self.by_steps(data):
+            return self.stepwise(data)
+        whole = jax.jit(self.epoch, donate_argnums=0)
+        return lambda state, number: whole(state, number, data)
+
+    def stepwise(
+        self, data: Dataset
+    ) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
+        """The same with a program of one step, called from the host."""
         draw, step = jax.jit(self._order), jax.jit(self._step, donate_argnums=0)
 
         def epoch(state: State, number: Any):

@@ -207,7 +207,7 @@ def build_epochs(
         return figures | measure(state)
 
     if loop.by_steps(data):
-        train, looked = loop.compile(data), jax.jit(look)
+        train, looked = loop.stepwise(data), jax.jit(look)
 
         def one_by_one(state, first, count):
             rows = []

@@ -251,6 +251,14 @@ def worst_if_nan(value: float | None) -> float:
     return -math.inf if value is None or math.isnan(value) else value
 
 
+def by_case(chosen: Sequence[Chosen], key: str) -> dict[Any, dict[str, Chosen]]:
+    """The choices by a value of their case, and by method."""
+    found: dict[Any, dict[str, Chosen]] = {}
+    for best in chosen:
+        found.setdefault(best.case[key], {})[best.method] = best
+    return found
+
+
 def told(setting: Setting) -> str:
     """A setting in a cell of a table."""
     return ", ".join(f"{key} {_short(value)}" for key, value in setting.items()) or "-"

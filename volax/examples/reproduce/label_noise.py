@@ -30,6 +30,7 @@ from volax.examples.reproduce._study import (
     Row,
     Task,
     Trials,
+    by_case,
     told,
 )
 
@@ -170,16 +171,8 @@ def _cells(best: Chosen) -> list[str]:
     ]
 
 
-def _by_noise(chosen: Sequence[Chosen]) -> dict[float, dict[str, Chosen]]:
-    """The choices by share of wrong labels and by method."""
-    found: dict[float, dict[str, Chosen]] = {}
-    for best in chosen:
-        found.setdefault(best.case["noise"], {})[best.method] = best
-    return found
-
-
 def _aims(chosen: Sequence[Chosen]) -> list[Aim]:
-    found = _by_noise(chosen)
+    found = by_case(chosen, "noise")
     lost = {
         noise: best[_VOLUMIZED].mean("best") - best[_VOLUMIZED].mean("last")
         for noise, best in found.items()
@@ -208,7 +201,7 @@ def _aims(chosen: Sequence[Chosen]) -> list[Aim]:
 
 
 def _text(trials: Trials, dataset: str, size: Size, chosen: Sequence[Chosen]) -> str:
-    noise, best = max(_by_noise(chosen).items())
+    noise, best = max(by_case(chosen, "noise").items())
     plain, walled = best[_ADAM], best[_VOLUMIZED]
     gained = 100 * (walled.mean("last") - plain.mean("last"))
     text = (
@@ -230,7 +223,7 @@ def _text(trials: Trials, dataset: str, size: Size, chosen: Sequence[Chosen]) ->
 
 
 def _draw(figure: Figure, chosen: Sequence[Chosen]) -> None:
-    found = _by_noise(chosen)
+    found = by_case(chosen, "noise")
     figure.set_size_inches(3.2 * len(found), 3.2)
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, (noise, best) in zip(panels, found.items()):

@@ -33,6 +33,7 @@ from volax.examples.reproduce._study import (
     Row,
     Task,
     Trials,
+    by_case,
     told,
 )
 
@@ -153,7 +154,9 @@ def run(trials: Trials, size: Size) -> Result:
         ),
         rows=[_cells(best, with_it[_DECAY]) for with_it, best in _each(chosen)],
         text=_text(trials, size, chosen),
-        aims=[aim for found in _by_recipe(chosen).values() for aim in _aims(found)],
+        aims=[
+            aim for found in by_case(chosen, "recipe").values() for aim in _aims(found)
+        ],
         figures={"chosen": [best._asdict() for best in chosen]},
         draw=partial(_draw, chosen=chosen),
     )
@@ -220,17 +223,9 @@ def _optimizer(
     return optax.chain(sgd, step)
 
 
-def _by_recipe(chosen: Sequence[Chosen]) -> dict[str, dict[str, Chosen]]:
-    """The choices by recipe and by method."""
-    found: dict[str, dict[str, Chosen]] = {}
-    for best in chosen:
-        found.setdefault(best.case["recipe"], {})[best.method] = best
-    return found
-
-
 def _each(chosen: Sequence[Chosen]) -> Iterator[tuple[dict[str, Chosen], Chosen]]:
     """Each choice, with all of its recipe."""
-    for found in _by_recipe(chosen).values():
+    for found in by_case(chosen, "recipe").values():
         for best in found.values():
             yield found, best
 
@@ -321,7 +316,7 @@ def _text(trials: Trials, size: Size, chosen: Sequence[Chosen]) -> str:
         f"norms made equal before it, `{_RESCALE}` keeps the function when it "
         f"normalizes, `{_NONE}` does not normalize."
     ]
-    for recipe, found in _by_recipe(chosen).items():
+    for recipe, found in by_case(chosen, "recipe").items():
         ends = {
             name: {row["setting"]["learning_rate"]: row["value"] for row in best.tried}
             for name, best in found.items()
@@ -347,7 +342,7 @@ def _text(trials: Trials, size: Size, chosen: Sequence[Chosen]) -> str:
 
 
 def _draw(figure: Figure, chosen: Sequence[Chosen]) -> None:
-    found = _by_recipe(chosen)
+    found = by_case(chosen, "recipe")
     figure.set_size_inches(8, 3.2 * len(found))
     panels = figure.subplots(len(found), 2, squeeze=False)
     for (objective, active), (recipe, methods) in zip(panels, found.items()):
